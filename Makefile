@@ -1,0 +1,34 @@
+# `make train` and `make test` set up what they need on a machine that has Python, pip and make.
+PYTHON ?= python3
+CONFIG ?= configs/demo.yaml
+DATA   ?=
+ARGS   ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+SYNTHETIC := data/synthetic
+
+.PHONY: train test check
+.DELETE_ON_ERROR:
+
+# The main job. `make train CONFIG=configs/cnn.yaml DATA=DIR ARGS="--trainer.max_steps 900"` passes through.
+train: $(VENV)/.installed $(if $(DATA),,$(SYNTHETIC))
+	$(BIN)/python scripts/train.py --config $(CONFIG) --data.root "$(or $(DATA),$(SYNTHETIC))" $(ARGS)
+
+# Every test, the slow ones too; those on real patches where PCAM_REAL_DATA names their folder.
+test: $(VENV)/.installed check
+	$(BIN)/pytest -m "" $(ARGS)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Installs again only if what is to be installed has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(SYNTHETIC): | $(VENV)/.installed
+	$(BIN)/python scripts/prepare_data.py synthesize --out $@

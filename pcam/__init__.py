@@ -1,0 +1,1 @@
+"""pcam: the trainer, the study and the reference result for PatchCamelyon."""

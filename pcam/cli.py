@@ -1,0 +1,332 @@
+"""The command line that all scripts share."""
+
+import argparse
+import functools
+import logging
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, cast
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from pcam.atomic import atomic_path
+from pcam.data import PCamDataModule
+from pcam.errors import UserError
+from pcam.evaluation.predictions import Predictions
+from pcam.patches import SplitName
+from pcam.training import PatchClassifier
+from pcam.training.checkpoints import MONITORS, LastCheckpoint, Monitor, best_checkpoint, load_checkpoint
+from pcam.training.classifier import PredictOutput
+from pcam.training.curves import Curves
+from pcam.training.hyperparameters import Hyperparameters
+from pcam.training.interruption import Interruption, TrainingInterruptedError
+from pcam.training.metrics_file import MetricsFile
+from pcam.training.progress import ProgressBar
+from pcam.training.random_state import RandomState
+from pcam.training.run_folder import CheckpointName, RunFolder
+
+Arguments = list[str] | None
+"""Words of a command line; None is those that the process was started with."""
+
+
+class Main(Protocol):
+    """A script's main function."""
+
+    def __call__(self, args: Arguments = None) -> None:
+        """Run the script; None takes the process's own command line."""
+
+
+def front_door(main: Main) -> Main:
+    """Turn what can end a script into its exit code and one sentence.
+
+    Exit code 1 for a `UserError`, 130 and 143 after Ctrl-C and SIGTERM; a wrong command line is the parser's 2. A bug
+    keeps its traceback.
+
+    Args:
+        main: A script's main function.
+
+    Returns:
+        The same function, which ends with `SystemExit` in these cases.
+    """
+
+    @functools.wraps(main)
+    def guarded(args: Arguments = None) -> None:
+        try:
+            main(args)
+        except UserError as error:
+            _leave(str(error), 1)
+        except TrainingInterruptedError as error:
+            _leave(str(error), 128 + error.signal_number)
+        except KeyboardInterrupt:
+            _leave("Interrupted.", 128 + signal.SIGINT)
+
+    return guarded
+
+
+def _leave(sentence: str, exit_code: int) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+class Parser(LightningArgumentParser):
+    """A parser that answers a wrong command line with one sentence and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence, without the usage, which is longer than a screen."""
+        _leave(" ".join(message.split()), 2)
+
+
+class PCamCLI(LightningCLI):
+    """From a config and a command line to a classifier, its data and a trainer.
+
+    Args:
+        args: The command line, without the script's name.
+        record: Whether the trainer records: into a new run folder, or into the one that `--resume` names. Without, it
+            has no logger and writes no checkpoint.
+    """
+
+    run: RunFolder | None = None
+    """The run folder; None if nothing is recorded."""
+
+    checkpoint_step: int = 0
+    """Optimizer steps behind the weights that `load_run` loaded."""
+
+    def __init__(self, args: ArgsType = None, *, record: bool = True) -> None:
+        self.record = record
+        _quieten()
+        super().__init__(
+            PatchClassifier,
+            PCamDataModule,
+            save_config_callback=None,  # the run folder has its own, which `--resume` leaves in place
+            parser_class=Parser,
+            parser_kwargs={"description": "Train a classifier of PatchCamelyon's patches."},
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is decided before the parts are built."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=1,
+            help="Seed of all that is random: weights, order, augmentation, dropout.",
+        )
+        parser.add_argument("--experiment", type=str, required=True, help="Name of the experiment: the config's name.")
+        parser.add_argument("--monitor", type=Monitor, required=True, help="What the best checkpoint is best in.")
+        parser.add_argument(
+            "--runs_dir",
+            type=Path,
+            default=Path("lightning_logs"),
+            help="Folder of all runs; this one becomes <runs_dir>/<experiment>/version_N.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=Path | None,
+            default=None,
+            help="A run folder to go on in, with its own config and its last checkpoint, instead of --config.",
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the trainer (without what the run folder decides), the model and the data."""
+        skip = {"logger", "enable_checkpointing", "default_root_dir", "use_distributed_sampler"}
+        parser.add_class_arguments(
+            Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip
+        )
+        parser.set_defaults({"trainer.enable_model_summary": False})  # `fit` says in a line what it trains
+        parser.add_lightning_class_args(PatchClassifier, "model")
+        parser.add_lightning_class_args(PCamDataModule, "data")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the data the run's seed."""
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; `--resume RUN` stands for `--config RUN/config.yaml`."""
+        words = sys.argv[1:] if args is None else list(args)
+        peeler = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        peeler.add_argument("--resume", type=Path)
+        resume: Path | None = peeler.parse_known_args(words)[0].resume
+        if resume is not None:
+            self.run = RunFolder.find(resume)
+            words = ["--config", str(self.run.config), *words]
+        self.config = parser.parse_args(words)
+        if resume is not None and len(self.config.config) > 1:
+            parser.error("Expected --config or --resume, but found both; a resumed run has its own config.")
+        # Absolute, so that the saved config works from any folder.
+        self.config.data.root = Path(self.config.data.root).expanduser().resolve()
+        init_args = self.config.model.network.get("init_args") or {}
+        weights = init_args.get("weights")
+        if weights is not None and Path(weights).is_file():
+            init_args["weights"] = str(Path(weights).resolve())
+
+    def before_instantiate_classes(self) -> None:
+        """Note what the config says before anything in it is replaced."""
+        config = self.config.clone()
+        for key in ("config", "resume"):
+            config.pop(key, None)
+        self._saved_config = self.parser.dump(config, skip_none=False)
+        if self.run is not None or not self.record:
+            # The checkpoint holds all weights: nothing is downloaded again.
+            init_args = self.config.model.network.get("init_args") or {}
+            if "weights" in init_args:
+                init_args["weights"] = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; it records into a run folder, unless told not to or in a `fast_dev_run`."""
+        kwargs["use_distributed_sampler"] = False  # our sampler does that itself
+        kwargs["logger"] = False
+        callbacks: list[Callback] = [RandomState()]
+        if self.config.trainer.enable_progress_bar is not False:
+            callbacks.append(ProgressBar())
+        if not self.record:
+            kwargs["enable_checkpointing"] = False
+        elif not self.config.trainer.fast_dev_run:
+            resume_step = None
+            if self.run is None:
+                self.run = self._claim_run()
+            else:
+                resume_step = load_checkpoint(self.run.checkpoint("last"))["global_step"]
+            kwargs["logger"] = [
+                TensorBoardLogger(
+                    self.run.path.parent.parent,
+                    name=self.run.path.parent.name,
+                    version=self.run.path.name,
+                    default_hp_metric=False,
+                    purge_step=None if resume_step is None else resume_step + 1,
+                ),
+                MetricsFile(self.run.metrics, resume_step),
+            ]
+            monitor: Monitor = self.config.monitor
+            self.hyperparameters = Hyperparameters(self._hyperparameters(), monitor)
+            callbacks += [
+                Curves(),
+                self.hyperparameters,
+                Interruption(self.run),
+                best_checkpoint(self.run, monitor),
+                LastCheckpoint(self.run),
+            ]
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    @rank_zero_only
+    def _write_config(self, run: RunFolder) -> None:
+        with atomic_path(run.config) as temporary:
+            temporary.write_text(self._saved_config)
+
+    def _claim_run(self) -> RunFolder:
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            # Only the first process writes; Lightning sends the checkpoints' folder to the others.
+            return RunFolder(self.config.runs_dir / self.config.experiment / "version_of_first_process")
+        run = RunFolder.claim(self.config.runs_dir, self.config.experiment)
+        self._write_config(run)
+        return run
+
+    def _hyperparameters(self) -> dict[str, str | float | bool | None]:
+        """What tells runs apart, flat, under short names."""
+        model, data = self.config.model, self.config.data
+        values: dict[str, str | float | bool | None] = {
+            "experiment": self.config.experiment,
+            "seed": self.config.seed_everything,
+            "batch_size": data.batch_size,
+            "augmentation": data.augmentation,
+            "max_steps": self.config.trainer.max_steps,
+        }
+        for part in ("network", "optimizer", "scheduler"):
+            if model[part] is not None:
+                values[part] = model[part].class_path.rpartition(".")[2]
+                for name, value in (model[part].get("init_args") or {}).items():
+                    values[f"{part}/{name}"] = value if isinstance(value, str | float | bool | None) else str(value)
+        return values
+
+    def fit(self) -> None:
+        """Train, or go on training, and record what it ran on."""
+        ckpt_path = None if self.config.resume is None or self.run is None else self.run.checkpoint("last")
+        trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+        frozen = sum(weight.numel() for weight in self.model.parameters()) - trained
+        rank_zero_info(f"{type(self.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
+        self.datamodule.prepare_data()
+        if self.run is not None:
+            device = self.trainer.strategy.root_device
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            splits: tuple[SplitName, ...] = ("train", "valid")
+            self.run.write_environment(name, {split: self.datamodule.packed(split).fingerprint for split in splits})
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+    def report(self) -> None:
+        """Say what training reached, and the commands that come next."""
+        if self.run is None:
+            print("A fast_dev_run went through; it records nothing.")
+            return
+        best = self.hyperparameters.best
+        if best:
+            print(f"Best {self.config.monitor} at step {best['step']:,}: {self.run.checkpoint('best')}")
+            print(", ".join(f"{name} {best[name]:.4f}" for name in MONITORS))
+        print(f"Watch:    tensorboard --logdir {self.config.runs_dir}")
+        print(f"Evaluate: python scripts/evaluate.py {self.run.path}")
+
+    def predict(self, split: SplitName) -> Predictions:
+        """Classify every patch of a split once.
+
+        Args:
+            split: "train", "valid" or "test"; never augmented.
+
+        Returns:
+            The predictions, in the order of the packed store.
+        """
+        store = self.datamodule.packed(split)
+        batches = self.trainer.predict(self.model, self.datamodule.loader(split))
+        logits = torch.cat([output["logits"] for output in cast(list[PredictOutput], batches)]).cpu().numpy()
+        return Predictions(store.ids(), store.labels, logits, store.pixel_hashes())
+
+
+def load_run(run: RunFolder, checkpoint: CheckpointName, data_root: Path | None = None) -> PCamCLI:
+    """Build a run's classifier and data from its folder.
+
+    Args:
+        run: The run folder.
+        checkpoint: Which weights: "best" or "last".
+        data_root: Folder with the data; None is the one that the run was trained on.
+
+    Returns:
+        The classifier with the checkpoint's weights, the data, and a trainer that records nothing.
+
+    Raises:
+        UserError: If there is no such checkpoint, or it does not fit the run's config.
+    """
+    path = run.checkpoint(checkpoint)
+    arguments = ["--config", str(run.config)]
+    if data_root is not None:
+        arguments += ["--data.root", str(data_root)]
+    cli = PCamCLI(arguments, record=False)
+    contents = load_checkpoint(path)
+    cli.checkpoint_step = contents["global_step"]
+    try:
+        cli.model.load_state_dict(contents["state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"Expected {path} to fit the network in {run.config} ({type(cli.model.network).__name__}), but its weights "
+            f"are of another network; put back the checkpoint and config of one run."
+        ) from error
+    return cli
+
+
+def _quieten() -> None:
+    """Silence what says nothing about the user's run."""
+    # The store is memory-mapped: a batch is read faster than a worker process could hand it over.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # torchdata 0.11 and Lightning 2.6 with torch 2.15: theirs to mend; look again when either is raised.
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    # Lightning 2.6 recommends a product at every start.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )

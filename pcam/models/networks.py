@@ -1,0 +1,212 @@
+"""The two networks of the study: MobileNetV2 and the baseline CNN.
+
+Both take patches with values 0..255 (uint8, or float after augmentation) and normalise them in their first layer, so
+whatever feeds them needs to know nothing about it.
+"""
+
+from functools import partial
+from typing import Final, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from pcam.errors import UserError
+from pcam.models.weights import load_backbone
+from pcam.patches import Logits, Patches
+
+NormalizationName = Literal["imagenet", "symmetric", "unit"]
+
+_MEAN_AND_STD: Final[dict[NormalizationName, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    # Source: torchvision's weights, `MobileNet_V2_Weights.IMAGENET1K_V1.transforms()`.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+DEFAULT_BN_EPS: Final = 1e-5
+"""PyTorch's, with which torchvision's weights were trained."""
+
+
+class Normalization(nn.Module):
+    """Map pixel values to what a network was trained on: (patches / 255 - mean) / std, channel by channel.
+
+    Args:
+        name: "imagenet", the mean and std of torchvision's weights; "symmetric", to [-1, 1]; "unit", to [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: NormalizationName) -> None:
+        super().__init__()
+        mean, std = _MEAN_AND_STD[name]
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, patches: Patches) -> Patches:
+        """Normalise.
+
+        Args:
+            patches: Shape (batch, 3, height, width), values 0..255, any dtype.
+
+        Returns:
+            The same shape, in the network's floating-point type.
+        """
+        return (patches.to(self.mean.dtype) - self.mean) / self.std
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 without its top, then average pooling, dropout and one linear unit; 2,225,153 parameters.
+
+    Args:
+        weights: Where the convolutional part starts from: a name of torchvision's weights ("IMAGENET1K_V1",
+            downloaded at first use), a path to a state dict (whole, or `features.*` only), or null for random.
+        dropout: Probability, 0 to below 1, with which each of the 1,280 features before the linear unit is dropped in
+            training. 0 is none. (torchvision's own default is 0.2; here it is always stated.)
+        bn_momentum: Share of each new batch in the running statistics of batch norm, above 0 to 1, in PyTorch's
+            convention: 0.1 is PyTorch's default, 0.001 is Keras's 0.999.
+        bn_eps: Added to the variance in batch norm. Pretrained weights need the 1e-5 they were trained with.
+        normalization: How pixel values enter: "imagenet" (what torchvision's weights were trained with), "symmetric"
+            ([-1, 1]) or "unit" ([0, 1]). The same default without weights, so that arms differ in nothing else.
+        freeze: Whether only the linear unit learns. The convolutional part then stays in evaluation mode, so its
+            batch-norm statistics stay put too.
+
+    Source: Sandler et al. 2018, "MobileNetV2: inverted residuals and linear bottlenecks".
+    """
+
+    def __init__(
+        self,
+        weights: str | None,
+        dropout: float,
+        bn_momentum: float = 0.1,
+        bn_eps: float = DEFAULT_BN_EPS,
+        normalization: NormalizationName = "imagenet",
+        freeze: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"Expected dropout to be at least 0 and below 1, but found {dropout}.")
+        if not 0 < bn_momentum <= 1:
+            raise UserError(
+                f"Expected bn_momentum to be above 0 and at most 1 (0.1 is PyTorch's default, 0.001 is Keras's 0.999), "
+                f"but found {bn_momentum}."
+            )
+        if bn_eps <= 0:
+            raise UserError(f"Expected bn_eps to be above 0, but found {bn_eps}.")
+        if weights is not None and bn_eps != DEFAULT_BN_EPS:
+            raise UserError(
+                f"Expected bn_eps {DEFAULT_BN_EPS} with pretrained weights, but found {bn_eps}: a third of their "
+                f"running variances are below 0.001, so another epsilon breaks them; leave bn_eps out, or set weights "
+                f"to null."
+            )
+        if freeze and weights is None:
+            raise UserError(
+                "Expected weights with freeze: true, but found null: a frozen random network learns next to nothing; "
+                "give --model.network.weights or set freeze to false."
+            )
+        norm_layer = partial(nn.BatchNorm2d, momentum=bn_momentum, eps=bn_eps)
+        self.normalization = Normalization(normalization)
+        self.features: nn.Sequential = mobilenet_v2(norm_layer=norm_layer).features
+        linear = nn.Linear(1280, 1)
+        nn.init.normal_(linear.weight, 0, 0.01)  # as torchvision starts its own classifier
+        nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(nn.Dropout(dropout), linear)
+        if weights is not None:
+            load_backbone(self.features, weights)
+        self.freeze = freeze
+        self.features.requires_grad_(not freeze)
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen convolutional part stays in evaluation."""
+        super().train(mode)
+        if self.freeze:
+            self.features.eval()
+        return self
+
+    def forward(self, patches: Patches) -> Logits:
+        """Compute logits.
+
+        Args:
+            patches: Shape (batch, 3, height, width), values 0..255; 96x96 is what the label rule is about.
+
+        Returns:
+            Shape (batch,).
+        """
+        features = self.features(self.normalization(patches.contiguous(memory_format=torch.channels_last)))
+        logits: Tensor = self.head(features.mean(dim=(2, 3))).squeeze(1)
+        return logits
+
+
+class BaselineCNN(nn.Module):
+    """Two convolutions, two poolings and a dense layer; 166,977 parameters.
+
+    Weights start as Keras starts them (Glorot uniform, biases 0), as in the study.
+
+    Args:
+        dense: Whether the last two layers are dense, as published, or the same computation as convolutions (6x6 valid,
+            then 1x1), which also runs over larger images (`logit_map`).
+        dropout: Probability, 0 to below 1, with which each of the 64 features before the last layer is dropped in
+            training. 0, the published network, is none.
+        normalization: How pixel values enter; "unit" ([0, 1]) is the published one.
+
+    Source: TU/e course 8P361, assignment 3; the initialisation Glorot and Bengio 2010.
+    """
+
+    def __init__(self, dense: bool = True, dropout: float = 0.0, normalization: NormalizationName = "unit") -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"Expected dropout to be at least 0 and below 1, but found {dropout}.")
+        self.dense = dense
+        self.normalization = Normalization(normalization)
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding="same"),
+            nn.ReLU(),
+            nn.MaxPool2d(4),
+            nn.Conv2d(32, 64, 3, padding="same"),
+            nn.ReLU(),
+            nn.MaxPool2d(4),
+        )
+        self.head = (
+            nn.Sequential(nn.Flatten(), nn.Linear(2304, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, 1))
+            if dense
+            else nn.Sequential(nn.Conv2d(64, 64, 6), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(64, 1, 1))
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, patches: Patches) -> Logits:
+        """Compute logits.
+
+        Args:
+            patches: Shape (batch, 3, 96, 96), values 0..255.
+
+        Returns:
+            Shape (batch,).
+        """
+        # Contiguous: two cores train this network faster that way, unlike MobileNetV2.
+        features = self.features(self.normalization(patches.contiguous()))
+        logits: Tensor = self.head(features).reshape(len(patches))
+        return logits
+
+    def logit_map(self, images: Patches) -> Tensor:
+        """Slide the network over larger images, in steps of 16 pixels; only without dense layers.
+
+        Args:
+            images: Shape (batch, 3, height, width), values 0..255, height and width at least 96.
+
+        Returns:
+            Shape (batch, rows, columns): entry (row, column) is the logit of the 96x96 window that starts at pixel
+            (16 row, 16 column), but for what padding does at a window's own edges.
+
+        Raises:
+            ValueError: If the network has dense layers.
+        """
+        if self.dense:
+            raise ValueError("Expected a BaselineCNN(dense=False), but this one has dense layers, which fix the size.")
+        logits: Tensor = self.head(self.features(self.normalization(images.contiguous()))).squeeze(1)
+        return logits

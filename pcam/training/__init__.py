@@ -1,0 +1,5 @@
+"""From batches and a network to a run folder."""
+
+from pcam.training.classifier import PatchClassifier
+
+__all__ = ["PatchClassifier"]

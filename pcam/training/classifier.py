@@ -1,0 +1,119 @@
+"""`PatchClassifier`: the LightningModule round a network."""
+
+from typing import TypedDict
+
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
+
+from pcam.patches import Logits, PatchBatch, Patches
+
+
+class StepOutput(TypedDict):
+    """What a step returns, for callbacks.
+
+    Attributes:
+        loss: Binary cross-entropy, the mean over the batch, in nats.
+        logits: Shape (batch,).
+    """
+
+    loss: Tensor
+    logits: Tensor
+
+
+class PredictOutput(TypedDict):
+    """What a prediction step returns.
+
+    Attributes:
+        logits: Shape (batch,).
+        indices: Shape (batch,), the rows that the logits belong to.
+    """
+
+    logits: Tensor
+    indices: Tensor
+
+
+class PatchClassifier(LightningModule):
+    """Train and validate a network on patches.
+
+    Logs `train/loss` (mean over the steps since the last entry) every `trainer.log_every_n_steps` steps, and
+    `val/loss`, `val/accuracy`, `val/auroc` and `val/average_precision`, exact and over the whole split, at each
+    validation. The metrics see scores (probabilities), never logits.
+
+    Args:
+        network: Patches in (shape (batch, 3, 96, 96), values 0..255), logits out (shape (batch,)).
+        optimizer: Gets the parameters that train.
+        scheduler: Gets the optimizer and steps after each batch; null keeps the learning rate constant.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None
+    ) -> None:
+        super().__init__()
+        # Through the command line these are the plain words of the config, not the objects, so a checkpoint holds
+        # nothing that `weights_only=True` would refuse.
+        self.save_hyperparameters()
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.train_loss = MeanMetric()
+        self.train_loss.persistent(True)  # a checkpoint may fall between two log entries
+        self.val_loss = MeanMetric()
+        self.val_metrics = MetricCollection(
+            {"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()},
+            prefix="val/",
+        )
+
+    def forward(self, patches: Patches) -> Logits:
+        """Compute logits, shape (batch,), of patches, shape (batch, 3, 96, 96), values 0..255."""
+        logits: Tensor = self.network(patches)
+        return logits
+
+    def _loss(self, batch: PatchBatch) -> StepOutput:
+        logits = self(batch.patches)
+        return {"loss": binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype)), "logits": logits}
+
+    def training_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
+        """Compute the loss of a batch to learn from."""
+        output = self._loss(batch)
+        self.train_loss.update(output["loss"].detach(), len(batch.labels))
+        return output
+
+    def on_train_batch_end(self, *args: object) -> None:
+        """Log the mean training loss since the last entry."""
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set in a connector
+            self._log_at_step({"train/loss": self.train_loss.compute()})
+            self.train_loss.reset()
+
+    def validation_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
+        """Gather loss and scores of a batch."""
+        output = self._loss(batch)
+        self.val_loss.update(output["loss"], len(batch.labels))
+        # In float32 also under autocast: a score in bfloat16 has 8 bits, and ties change the AUROC.
+        self.val_metrics.update(output["logits"].float().sigmoid(), batch.labels)
+        return output
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured over the whole split."""
+        self._log_at_step({"val/loss": self.val_loss.compute(), **self.val_metrics.compute()})
+        self.val_loss.reset()
+        self.val_metrics.reset()
+
+    def predict_step(self, batch: PatchBatch, batch_idx: int) -> PredictOutput:
+        """Compute logits."""
+        return {"logits": self(batch.patches).float(), "indices": batch.indices}
+
+    def _log_at_step(self, values: dict[str, Tensor]) -> None:
+        # Lightning numbers steps from 0; a reader expects the number of optimizer steps done.
+        self.log_dict({**values, "step": float(self.global_step), "epoch": float(self.current_epoch)})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Set up what the config names, over the parameters that train."""
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

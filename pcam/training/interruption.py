@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, say how to go on."""
+
+import signal
+from types import FrameType
+
+from lightning import Callback, LightningModule, Trainer
+
+from pcam.training.run_folder import RunFolder
+
+
+class TrainingInterruptedError(Exception):
+    """Training was interrupted by a signal, after a checkpoint.
+
+    Args:
+        signal_number: The signal.
+        message: Where the checkpoint is, and the command that goes on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class Interruption(Callback):
+    """On the first SIGINT or SIGTERM, stop after the current step with a checkpoint; on a second SIGINT, at once.
+
+    In the middle of a step the weights may be half updated, and Lightning would end with exit code 0 on SIGTERM.
+
+    Args:
+        run: The run, whose `last.ckpt` is written.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._signal_number: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen; Lightning puts the earlier handlers back when training ends."""
+        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, signal_number: int, frame: FrameType | None) -> None:
+        if self._signal_number is not None and signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal_number = signal_number
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        """Stop here if a signal came."""
+        if self._signal_number is None:
+            return
+        path = self.run.checkpoints / "last.ckpt"
+        trainer.save_checkpoint(path)
+        raise TrainingInterruptedError(
+            self._signal_number,
+            f"Interrupted after step {trainer.global_step}; {path} holds everything up to there. "
+            f"Go on with: python scripts/train.py --resume {self.run.path}",
+        )

@@ -1,0 +1,142 @@
+"""The run folder: where it is, what lies where in it."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import torch
+
+from pcam.atomic import atomic_path
+from pcam.errors import UserError
+from pcam.patches import SplitName
+
+CheckpointName = Literal["best", "last"]
+
+_PACKAGES: Final = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder, `<runs_dir>/<experiment>/version_N`.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def claim(cls, runs_dir: Path, experiment: str) -> Self:
+        """Make the next free folder of an experiment; two runs that start at once get one each.
+
+        Args:
+            runs_dir: Folder of all runs.
+            experiment: Name of the experiment.
+
+        Returns:
+            The new, empty run folder.
+        """
+        parent = runs_dir / experiment
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdecimal()]
+            run = cls(parent / f"version_{max(taken, default=-1) + 1}")
+            try:
+                run.path.mkdir()
+            except FileExistsError:
+                continue
+            return run
+
+    @classmethod
+    def find(cls, path: Path) -> Self:
+        """Take a run folder that is there.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The run.
+
+        Raises:
+            UserError: If it is not a run folder.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            found = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing"
+            raise UserError(
+                f"Expected a run folder with a config.yaml (such as lightning_logs/demo/version_0), "
+                f"but found {found} at {path}."
+            )
+        return run
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, itself a valid `--config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `best.ckpt` and `last.ckpt`."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """What was logged, one row a step."""
+        return self.path / "metrics.csv"
+
+    def checkpoint(self, name: CheckpointName) -> Path:
+        """Find a checkpoint.
+
+        Args:
+            name: "best" by the experiment's `monitor`, or "last".
+
+        Returns:
+            The file.
+
+        Raises:
+            UserError: If it is not there.
+        """
+        path = self.checkpoints / f"{name}.ckpt"
+        if not path.is_file():
+            raise UserError(
+                f"Expected a checkpoint {path}, but there is none: the run ended before its first validation; "
+                f"train it anew with scripts/train.py --config {self.config}."
+            )
+        return path
+
+    def evaluation(self, split: SplitName) -> Path:
+        """The folder for what evaluating on a split gives."""
+        return self.path / "evaluation" / split
+
+    def write_environment(self, device: str, fingerprints: Mapping[SplitName, str]) -> None:
+        """Write `environment.json`: what the run ran on, and on which patches.
+
+        Args:
+            device: Name of the device that trains.
+            fingerprints: Fingerprint of each split in use.
+        """
+        environment = {
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in _PACKAGES},
+            "platform": platform.platform(),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+            "data_fingerprints": dict(fingerprints),
+        }
+        with atomic_path(self.path / "environment.json") as temporary:
+            temporary.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, with "-dirty" if files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
