@@ -31,6 +31,7 @@ from pcam.training.metrics_file import MetricsFile
 from pcam.training.progress import ProgressBar
 from pcam.training.random_state import RandomState
 from pcam.training.run_folder import CheckpointName, RunFolder
+from pcam.training.train_loss import TrainLoss
 
 Arguments = list[str] | None
 """Words of a command line; None is those that the process was started with."""
@@ -184,7 +185,7 @@ class PCamCLI(LightningCLI):
         """Build the trainer; it records into a run folder, unless told not to or in a `fast_dev_run`."""
         kwargs["use_distributed_sampler"] = False  # our sampler does that itself
         kwargs["logger"] = False
-        callbacks: list[Callback] = [RandomState()]
+        callbacks: list[Callback] = [TrainLoss(), RandomState()]
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if not self.record:
@@ -210,9 +211,9 @@ class PCamCLI(LightningCLI):
             callbacks += [
                 Curves(),
                 self.hyperparameters,
-                Interruption(self.run),
                 best_checkpoint(self.run, monitor),
                 LastCheckpoint(self.run),
+                Interruption(self.run),
             ]
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
@@ -323,8 +324,9 @@ def _quieten() -> None:
     """Silence what says nothing about the user's run."""
     # The store is memory-mapped: a batch is read faster than a worker process could hand it over.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # torchdata 0.11 and Lightning 2.6 with torch 2.15: theirs to mend; look again when either is raised.
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+    # A run that resumes goes on in its own folder.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Lightning 2.6 with torch 2.15; look again when it is raised.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     # Lightning 2.6 recommends a product at every start.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -1,54 +1,17 @@
 """`PCamDataModule`: PatchCamelyon as loaders of whole batches."""
 
 import hashlib
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
 from lightning import LightningDataModule
-from numpy.typing import NDArray
 from platformdirs import user_cache_path
-from torch.utils.data import Sampler
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pcam.data.augment import Augmentation, augment
 from pcam.data.layouts import find_layout
+from pcam.data.loader import Batches, BatchLoader
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
 from pcam.patches import PatchBatch, SplitName
-
-
-class Batches(Sampler[NDArray[np.int64]]):
-    """Row numbers, a batch at a time: in order, or shuffled as a function of (seed, epoch).
-
-    Args:
-        count: Rows in the split.
-        batch_size: Rows a batch; the last batch of an epoch holds what is left.
-        shuffle_seed: Seed of the order, or None for the order of the rows.
-    """
-
-    def __init__(self, count: int, batch_size: int, shuffle_seed: int | None) -> None:
-        self.count = count
-        self.batch_size = batch_size
-        self.shuffle_seed = shuffle_seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; Lightning calls it at the start of each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.count / self.batch_size)
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        # The body of a generator runs at the first `next`: Lightning makes the iterator before it sets the epoch.
-        rows = np.arange(self.count)
-        if self.shuffle_seed is not None:
-            np.random.default_rng((self.shuffle_seed, self.epoch)).shuffle(rows)
-        for start in range(0, self.count, self.batch_size):
-            yield rows[start : start + self.batch_size]
 
 
 class PCamDataModule(LightningDataModule):
@@ -116,7 +79,7 @@ class PCamDataModule(LightningDataModule):
         self.packed("train")
         self.packed("valid")
 
-    def loader(self, split: SplitName, *, shuffle: bool = False) -> StatefulDataLoader[PatchBatch]:
+    def loader(self, split: SplitName, *, shuffle: bool = False) -> BatchLoader:
         """Make a loader of a split.
 
         Args:
@@ -124,26 +87,18 @@ class PCamDataModule(LightningDataModule):
             shuffle: Whether the order is drawn anew in each epoch; else it is the order of the store.
 
         Returns:
-            A loader of `PatchBatch`. Its position can be saved and restored, so training can resume within an epoch.
+            A loader of `PatchBatch`.
         """
         store = self.packed(split)
-        return StatefulDataLoader(
-            store,
-            batch_size=None,  # the sampler yields whole batches
-            sampler=Batches(len(store), self.batch_size, self.seed if shuffle else None),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            # A generator of its own: else each new iterator draws from the global state, and validating would change
-            # what dropout draws afterwards.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = Batches(len(store), self.batch_size, self.seed if shuffle else None, rank, world_size)
+        return BatchLoader(store, batches, self.num_workers)
 
-    def train_dataloader(self) -> StatefulDataLoader[PatchBatch]:
+    def train_dataloader(self) -> BatchLoader:
         """Batches of the train split, shuffled."""
         return self.loader("train", shuffle=True)
 
-    def val_dataloader(self) -> StatefulDataLoader[PatchBatch]:
+    def val_dataloader(self) -> BatchLoader:
         """Batches of the valid split, in order."""
         return self.loader("valid")
 

@@ -5,7 +5,7 @@ whatever feeds them needs to know nothing about it.
 """
 
 from functools import partial
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class MobileNetV2(nn.Module):
         self.features.requires_grad_(not freeze)
         self.to(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "MobileNetV2":
         """Switch between training and evaluation; a frozen convolutional part stays in evaluation."""
         super().train(mode)
         if self.freeze:

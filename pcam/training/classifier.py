@@ -40,8 +40,7 @@ class PredictOutput(TypedDict):
 class PatchClassifier(LightningModule):
     """Train and validate a network on patches.
 
-    Logs `train/loss` (mean over the steps since the last entry) every `trainer.log_every_n_steps` steps, and
-    `val/loss`, `val/accuracy`, `val/auroc` and `val/average_precision`, exact and over the whole split, at each
+    Logs `val/loss`, `val/accuracy`, `val/auroc` and `val/average_precision`, exact and over the whole split, at each
     validation. The metrics see scores (probabilities), never logits.
 
     Args:
@@ -60,8 +59,6 @@ class PatchClassifier(LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.train_loss = MeanMetric()
-        self.train_loss.persistent(True)  # a checkpoint may fall between two log entries
         self.val_loss = MeanMetric()
         self.val_metrics = MetricCollection(
             {"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()},
@@ -79,15 +76,7 @@ class PatchClassifier(LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
         """Compute the loss of a batch to learn from."""
-        output = self._loss(batch)
-        self.train_loss.update(output["loss"].detach(), len(batch.labels))
-        return output
-
-    def on_train_batch_end(self, *args: object) -> None:
-        """Log the mean training loss since the last entry."""
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set in a connector
-            self._log_at_step({"train/loss": self.train_loss.compute()})
-            self.train_loss.reset()
+        return self._loss(batch)
 
     def validation_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
         """Gather loss and scores of a batch."""
@@ -99,17 +88,15 @@ class PatchClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured over the whole split."""
-        self._log_at_step({"val/loss": self.val_loss.compute(), **self.val_metrics.compute()})
+        values = {"val/loss": self.val_loss.compute(), **self.val_metrics.compute()}
+        # Lightning numbers steps from 0; a reader expects the number of optimizer steps done.
+        self.log_dict({**values, "step": float(self.global_step), "epoch": float(self.current_epoch)})
         self.val_loss.reset()
         self.val_metrics.reset()
 
     def predict_step(self, batch: PatchBatch, batch_idx: int) -> PredictOutput:
         """Compute logits."""
         return {"logits": self(batch.patches).float(), "indices": batch.indices}
-
-    def _log_at_step(self, values: dict[str, Tensor]) -> None:
-        # Lightning numbers steps from 0; a reader expects the number of optimizer steps done.
-        self.log_dict({**values, "step": float(self.global_step), "epoch": float(self.current_epoch)})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Set up what the config names, over the parameters that train."""

@@ -3,7 +3,8 @@
 import signal
 from types import FrameType
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from pcam.training.run_folder import RunFolder
 
@@ -21,10 +22,13 @@ class TrainingInterruptedError(Exception):
         self.signal_number = signal_number
 
 
-class Interruption(Callback):
+class Interruption(Checkpoint):
     """On the first SIGINT or SIGTERM, stop after the current step with a checkpoint; on a second SIGINT, at once.
 
-    In the middle of a step the weights may be half updated, and Lightning would end with exit code 0 on SIGTERM.
+    In the middle of a step the weights may be half updated, and Lightning would end with exit code 0 on SIGTERM. If a
+    validation is due after the step, or under way, it is finished first: resuming would not repeat it.
+
+    A `Checkpoint`, because Lightning calls those after all other callbacks, in their order.
 
     Args:
         run: The run, whose `last.ckpt` is written.
@@ -45,7 +49,19 @@ class Interruption(Callback):
         self._signal_number = signal_number
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        """Stop here if a signal came and no validation is due."""
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        # Private, but the only place that knows; Lightning 2.6.
+        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop here if a signal came."""
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
         if self._signal_number is None:
             return
         path = self.run.checkpoints / "last.ckpt"

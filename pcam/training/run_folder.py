@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 import torch
 
@@ -31,7 +31,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def claim(cls, runs_dir: Path, experiment: str) -> Self:
+    def claim(cls, runs_dir: Path, experiment: str) -> "RunFolder":
         """Make the next free folder of an experiment; two runs that start at once get one each.
 
         Args:
@@ -53,7 +53,7 @@ class RunFolder:
             return run
 
     @classmethod
-    def find(cls, path: Path) -> Self:
+    def find(cls, path: Path) -> "RunFolder":
         """Take a run folder that is there.
 
         Args:

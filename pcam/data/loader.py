@@ -1,0 +1,107 @@
+"""Loaders of whole batches, whose position can be saved and restored."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from pcam.data.packed import PackedSplit
+from pcam.patches import PatchBatch
+
+
+class Batches(Sampler[NDArray[np.int64]]):
+    """Row numbers, a batch at a time; each process of several gets its share of every batch.
+
+    Args:
+        count: Rows in the split.
+        batch_size: Rows a batch and process.
+        shuffle_seed: None takes the rows in order, each exactly once over all processes, in batches of nearly equal
+            size and as many in each process. A seed takes them in an order that is a function of (seed, epoch); the
+            last batch holds what is left, less what cannot be divided by the number of processes.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, shuffle_seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+        """Batches to skip in the next pass."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; Lightning calls it at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle_seed is None:
+            return math.ceil(math.ceil(self.count / self.world_size) / self.batch_size)
+        whole, rest = divmod(self.count, self.batch_size * self.world_size)
+        return whole + (rest >= self.world_size)
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        # The body of a generator runs at the first `next`: Lightning makes the iterator before it sets the epoch.
+        rows = np.arange(self.count)
+        if self.shuffle_seed is None:
+            batches = np.array_split(rows[self.rank :: self.world_size], len(self))
+        else:
+            np.random.default_rng((self.shuffle_seed, self.epoch)).shuffle(rows)
+            size = self.batch_size * self.world_size
+            together = [rows[first : first + size] for first in range(0, len(self) * size, size)]
+            shares = [len(batch) // self.world_size for batch in together]
+            batches = [
+                batch[self.rank * share : (self.rank + 1) * share]
+                for batch, share in zip(together, shares, strict=True)
+            ]
+        start, self.start = self.start, 0  # for this pass alone
+        yield from batches[start:]
+
+
+class BatchLoader(DataLoader[PatchBatch]):
+    """A DataLoader of a packed split that can resume within an epoch, whatever the number of workers.
+
+    (torchdata's StatefulDataLoader 0.11, saved after the last batch of an epoch, gives Lightning 2.6 an empty epoch.)
+
+    Args:
+        store: The packed split.
+        batches: Which rows make a batch.
+        num_workers: Processes that read batches; 0 is the calling process.
+    """
+
+    sampler: Batches
+
+    def __init__(self, store: PackedSplit, batches: Batches, num_workers: int) -> None:
+        super().__init__(
+            store,  # type: ignore[arg-type]  # a data set whose index is a whole batch of rows
+            batch_size=None,
+            sampler=batches,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            # A generator of its own: else each new iterator draws from the global state, and validating would change
+            # what dropout draws afterwards.
+            generator=torch.Generator().manual_seed(0),
+        )
+        self._batches_given = 0
+
+    def __iter__(self) -> Iterator[PatchBatch]:  # type: ignore[override]  # Lightning and we need an iterator, no more
+        self._batches_given = self.sampler.start
+        for batch in super().__iter__():
+            self._batches_given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, in batches given in this epoch; after an epoch's last batch, the start of the next."""
+        return {"batches_given": self._batches_given % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Start the next pass at a position."""
+        self.sampler.start = state_dict["batches_given"]
