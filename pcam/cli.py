@@ -111,6 +111,7 @@ class PCamCLI(LightningCLI):
             args=args,
             run=False,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # `config.yaml` says all; a checkpoint holds tensors and counters
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -83,7 +83,7 @@ def patch_grid(patches: Patches, scores: Tensor, labels: Labels, columns: int = 
         axes.imshow(patch.permute(1, 2, 0).numpy())
         corner = (CENTRE_START - 0.5, CENTRE_START - 0.5)  # the edge of a pixel, not its middle
         axes.add_patch(Rectangle(corner, size, size, fill=False, linewidth=0.8, linestyle=":"))
-        wrong = (score >= 0.5) != bool(label)
+        wrong = (score > 0.5) != bool(label)
         axes.set_title(f"label {label}, score {score:.2f}", fontsize=8, color="red" if wrong else "black")
     return figure
 

@@ -14,7 +14,7 @@ def measure(predictions: Predictions) -> dict[str, float]:
         predictions: Of one split, both classes present.
 
     Returns:
-        `auroc`; `average_precision`; `accuracy` at a threshold of 0.5; `loss`, the binary cross-entropy in nats (the
+        `auroc`; `average_precision`; `accuracy`, scores above 0.5 being called tumour; `loss`, the binary cross-entropy in nats (the
         mean negative log-likelihood). All but the loss lie in 0..1.
     """
     labels = torch.from_numpy(predictions.labels.astype("int64"))

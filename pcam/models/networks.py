@@ -100,11 +100,6 @@ class MobileNetV2(nn.Module):
                 f"running variances are below 0.001, so another epsilon breaks them; leave bn_eps out, or set weights "
                 f"to null."
             )
-        if freeze and weights is None:
-            raise UserError(
-                "Expected weights with freeze: true, but found null: a frozen random network learns next to nothing; "
-                "give --model.network.weights or set freeze to false."
-            )
         norm_layer = partial(nn.BatchNorm2d, momentum=bn_momentum, eps=bn_eps)
         self.normalization = Normalization(normalization)
         self.features: nn.Sequential = mobilenet_v2(norm_layer=norm_layer).features

@@ -53,9 +53,6 @@ class PatchClassifier(LightningModule):
         self, network: nn.Module, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None
     ) -> None:
         super().__init__()
-        # Through the command line these are the plain words of the config, not the objects, so a checkpoint holds
-        # nothing that `weights_only=True` would refuse.
-        self.save_hyperparameters()
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler

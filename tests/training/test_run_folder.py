@@ -1,0 +1,83 @@
+"""Run folders and the metrics file."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pcam.atomic import atomic_path
+from pcam.errors import UserError
+from pcam.training.metrics_file import MetricsFile
+from pcam.training.run_folder import RunFolder
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: RunFolder.claim(tmp_path, "demo").path.name, range(16)))
+    assert sorted(runs) == sorted(f"version_{number}" for number in range(16))
+
+
+def test_a_new_run_comes_after_the_highest_number(tmp_path: Path) -> None:
+    for name in ("version_2", "version_10", "version_old"):
+        (tmp_path / "demo" / name).mkdir(parents=True)
+    assert RunFolder.claim(tmp_path, "demo").path.name == "version_11"
+
+
+@pytest.mark.parametrize(("make", "found"), [("mkdir", "a folder without one"), ("touch", "a file"), (None, "nothing")])
+def test_what_is_no_run_folder_is_refused(make: str | None, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    if make:
+        getattr(path, make)()
+    with pytest.raises(UserError, match=rf"Expected a run folder with a config\.yaml .* but found {found} at .*run"):
+        RunFolder.find(path)
+
+
+def test_a_run_without_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Expected a checkpoint .*best\.ckpt, but there is none"):
+        RunFolder(tmp_path).checkpoint("best")
+
+
+def test_the_environment_is_recorded(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_environment("cpu", {"train": "abc"})
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["data_fingerprints"] == {"train": "abc"}
+    assert environment["packages"].keys() >= {"torch", "lightning"}
+
+
+def test_metrics_of_one_step_share_a_row(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.log_metrics({"train/loss": 0.5, "epoch": 0}, 5)
+    metrics.log_metrics({"val/auroc": 0.9, "epoch": 0}, 5)
+    metrics.log_metrics({"train/loss": 0.4, "epoch": 1}, 10)
+    metrics.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == [
+        "step,epoch,train/loss,val/auroc",
+        "5,0,0.5,0.9",
+        "10,1,0.4,",
+    ]
+
+
+def test_a_resumed_metrics_file_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,epoch,train/loss,val/auroc\n5,0,0.30000000000000004,\n10,1,0.4,0.9\n15,1,0.5,\n")
+    metrics = MetricsFile(path, resume_step=10)
+    metrics.log_metrics({"train/loss": 0.6, "epoch": 1}, 15)
+    metrics.finalize("success")
+    expected = "step,epoch,train/loss,val/auroc\n5,0,0.30000000000000004,\n10,1,0.4,0.9\n15,1,0.6,\n"
+    assert path.read_text() == expected
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
