@@ -65,10 +65,11 @@ class Batches(Sampler[NDArray[np.int64]]):
         yield from batches[start:]
 
 
-class BatchLoader(DataLoader[PatchBatch]):
-    """A DataLoader of a packed split that can resume within an epoch, whatever the number of workers.
+class BatchLoader:
+    """An iterable of batches of a packed split, which can resume within an epoch, whatever the number of workers.
 
-    (torchdata's StatefulDataLoader 0.11, saved after the last batch of an epoch, gives Lightning 2.6 an empty epoch.)
+    Holds a DataLoader rather than being one: Lightning makes DataLoaders anew to number what they predict. And
+    torchdata's StatefulDataLoader 0.11, saved after the last batch of an epoch, gives Lightning 2.6 an empty epoch.
 
     Args:
         store: The packed split.
@@ -76,10 +77,10 @@ class BatchLoader(DataLoader[PatchBatch]):
         num_workers: Processes that read batches; 0 is the calling process.
     """
 
-    sampler: Batches
-
     def __init__(self, store: PackedSplit, batches: Batches, num_workers: int) -> None:
-        super().__init__(
+        self.sampler = batches  # Lightning tells it the epoch
+        self.batch_sampler = None  # as in a DataLoader whose sampler yields batches; Lightning asks
+        self._loader: DataLoader[PatchBatch] = DataLoader(
             store,  # type: ignore[arg-type]  # a data set whose index is a whole batch of rows
             batch_size=None,
             sampler=batches,
@@ -92,9 +93,12 @@ class BatchLoader(DataLoader[PatchBatch]):
         )
         self._batches_given = 0
 
-    def __iter__(self) -> Iterator[PatchBatch]:  # type: ignore[override]  # Lightning and we need an iterator, no more
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[PatchBatch]:
         self._batches_given = self.sampler.start
-        for batch in super().__iter__():
+        for batch in self._loader:
             self._batches_given += 1
             yield batch
 

@@ -46,8 +46,8 @@ STAINS: Final = np.array(
 """Optical density in R, G, B of hematoxylin and of eosin, twice; every patch is stained between these two.
 
 Source: Ruifrok & Johnston 2001, "Quantification of histochemical staining by color deconvolution" (bluish, the
-first pair); Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis", with the reference
-pair of its implementation in torchstain (brownish, the second pair).
+first pair); Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis", the reference
+pair of torchstain's implementation (brownish, the second pair).
 """
 
 OUTSIDE: Final = 9
