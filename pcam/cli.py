@@ -192,6 +192,7 @@ class PCamCLI(LightningCLI):
         if not self.record:
             kwargs["enable_checkpointing"] = False
         elif not self.config.trainer.fast_dev_run:
+            self.datamodule.prepare_data()  # first, so that what is wrong with the data leaves no run folder
             resume_step = None
             if self.run is None:
                 self.run = self._claim_run()
@@ -255,7 +256,6 @@ class PCamCLI(LightningCLI):
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         frozen = sum(weight.numel() for weight in self.model.parameters()) - trained
         rank_zero_info(f"{type(self.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
-        self.datamodule.prepare_data()
         if self.run is not None:
             device = self.trainer.strategy.root_device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,99 +1,229 @@
-"""One run's whole life, through the front doors of the scripts: train, resume, evaluate."""
+"""One run's whole life, through the front doors of the scripts: train, interrupt, resume, evaluate."""
 
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
+from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pcam.data import PCamDataModule
+from pcam.training import PatchClassifier
 from tests.conftest import COUNTS, REPOSITORY, load_script
 
 train = load_script("train").main
 evaluate = load_script("evaluate").main
 
+STEPS = 30
+"""Of 11 batches an epoch, with a validation every 6: so validations and checkpoints fall within epochs too."""
 
-def arguments(root: Path, cache_dir: Path, runs_dir: Path, *more: str) -> list[str]:
-    """A run of a small MobileNetV2 job: 4 epochs of 11 batches, validation every 6 steps, so within epochs too."""
+
+def arguments(config: str, root: Path, cache_dir: Path, runs_dir: Path) -> list[str]:
     return [
-        "--config", str(REPOSITORY / "configs" / "random_dropout.yaml"),
+        "--config", str(REPOSITORY / "configs" / f"{config}.yaml"),
         "--data.root", str(root),
         "--data.cache_dir", str(cache_dir),
         "--data.batch_size", "8",
         "--data.augmentation", "d4",
-        "--trainer.max_steps", "42",
+        "--model.network.dropout", "0.5",
+        "--trainer.max_steps", str(STEPS),
         "--trainer.val_check_interval", "6",
         "--trainer.log_every_n_steps", "3",
         "--trainer.enable_progress_bar", "false",
         "--runs_dir", str(runs_dir),
-        *more,
     ]  # fmt: skip
 
 
+def whole_run(config: str, root: Path, cache_dir: Path, runs_dir: Path) -> Path:
+    train(arguments(config, root, cache_dir, runs_dir))
+    return runs_dir / config / "version_0"
+
+
 @pytest.fixture(scope="module")
-def whole_run(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    runs_dir = tmp_path_factory.mktemp("whole")
-    train(arguments(patch_root, cache_dir, runs_dir))
-    return runs_dir / "random_dropout" / "version_0"
+def cnn_run(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the baseline CNN that nothing interrupted."""
+    return whole_run("cnn", patch_root, cache_dir, tmp_path_factory.mktemp("runs"))
 
 
-def state(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-    return weights
+def weights(run: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)
+    return state["state_dict"]
+
+
+def events(run: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    accumulator = events(run)
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
 
 
-def test_a_run_folder_holds_what_its_readme_says(whole_run: Path) -> None:
-    found = {path.name.partition(".vm")[0].partition(".17")[0] for path in whole_run.iterdir()}
-    assert {"config.yaml", "checkpoints", "metrics.csv", "environment.json"} <= found
-    assert {path.name for path in (whole_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+def test_a_run_folder_holds_what_its_readme_says(cnn_run: Path) -> None:
+    found = {path.name for path in cnn_run.iterdir() if not path.name.startswith("events.")}
+    assert found == {"config.yaml", "checkpoints", "metrics.csv", "environment.json", "hparams.yaml"}
+    assert {path.name for path in (cnn_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    environment = json.loads((cnn_run / "environment.json").read_text())
+    assert environment["device"] == "cpu"
+    assert environment["data_fingerprints"].keys() == {"train", "valid"}
 
 
-def test_validation_falls_on_the_steps_that_the_config_names(whole_run: Path) -> None:
-    table = pd.read_csv(whole_run / "metrics.csv")
-    assert table.loc[table["val/auroc"].notna(), "step"].tolist() == [6, 12, 18, 24, 30, 36, 42]
-    assert table.loc[table["train/loss"].notna(), "step"].tolist() == list(range(3, 43, 3))
-    assert table.loc[table["step"] == 12, "epoch"].item() == 1  # the twelfth of 11 batches an epoch
+def test_validation_and_entries_fall_on_the_steps_that_the_config_names(cnn_run: Path) -> None:
+    table = pd.read_csv(cnn_run / "metrics.csv")
+    assert table.loc[table["val/auroc"].notna(), "step"].tolist() == list(range(6, STEPS + 1, 6))
+    assert table.loc[table["train/loss"].notna(), "step"].tolist() == list(range(3, STEPS + 1, 3))
+    assert table.loc[table["step"] == 12, "epoch"].item() == 1  # an epoch is 11 batches
 
 
-@pytest.mark.parametrize("interrupt_at", [4, 6, 11, 12, 22, 25, 41])
-def test_an_interrupted_and_resumed_run_ends_bit_for_bit_like_a_whole_one(
-    interrupt_at: int, whole_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    from pcam.training import PatchClassifier
+def test_the_best_checkpoint_is_the_one_with_the_lowest_loss(cnn_run: Path) -> None:
+    table = pd.read_csv(cnn_run / "metrics.csv").dropna(subset="val/loss")
+    best = table.loc[table["val/loss"].idxmin(), "step"]
+    assert torch.load(cnn_run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == best
 
+
+def test_tensorboard_has_curves_figures_and_hyperparameters(cnn_run: Path) -> None:
+    found = events(cnn_run)
+    assert {"train/loss", "val/loss", "val/auroc", "val/average_precision", "val/accuracy"} <= scalars(cnn_run).keys()
+    for tag in ("val/roc", "val/precision_recall", "val/patches"):
+        assert [image.step for image in found.Images(tag)] == list(range(6, STEPS + 1, 6))
+    assert "custom_scalars__config__" in found.summary_metadata
+    assert "_hparams_/experiment" in found.summary_metadata
+    assert "best/val/auroc" in scalars(cnn_run)
+
+
+def test_the_saved_config_gives_the_same_run(cnn_run: Path, tmp_path: Path) -> None:
+    train(["--config", str(cnn_run / "config.yaml"), "--runs_dir", str(tmp_path)])
+    again = tmp_path / "cnn" / "version_0"
+    assert (again / "metrics.csv").read_text() == (cnn_run / "metrics.csv").read_text()
+    first, second = (yaml.safe_load((run / "config.yaml").read_text()) for run in (cnn_run, again))
+    assert {**first, "runs_dir": None} == {**second, "runs_dir": None}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, signal_number: int) -> None:
     step = PatchClassifier.training_step
 
     def interrupted_step(self, batch, batch_idx):
-        if self.global_step == interrupt_at - 1:
-            os.kill(os.getpid(), signal.SIGINT)
+        if self.global_step == at_step - 1:
+            os.kill(os.getpid(), signal_number)
         return step(self, batch, batch_idx)
 
+    monkeypatch.setattr(PatchClassifier, "training_step", interrupted_step)
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    for checkpoint in ("best", "last"):
+        expected, found = weights(whole, checkpoint), weights(run, checkpoint)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), checkpoint
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert scalars(run) == scalars(whole)
+
+
+# Mid-epoch between entries, at an entry, at a validation, after an epoch's last batch, at a validation in epoch 1, and
+# one step before the end.
+@pytest.mark.parametrize("at_step", [4, 9, 6, 11, 12, 22, 29])
+def test_an_interrupted_run_resumes_to_the_same_end_bit_for_bit(
+    at_step: int, cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    signal_number, code = (signal.SIGINT, 130) if at_step % 2 else (signal.SIGTERM, 143)
     with monkeypatch.context() as patch:
-        patch.setattr(PatchClassifier, "training_step", interrupted_step)
+        interrupt(patch, at_step, signal_number)
         with pytest.raises(SystemExit) as ended:
-            train(arguments(patch_root, cache_dir, tmp_path))
-    assert ended.value.code == 130
-    run = tmp_path / "random_dropout" / "version_0"
-    assert f"Interrupted after step {interrupt_at};" in capsys.readouterr().err
+            train(arguments("cnn", patch_root, cache_dir, tmp_path))
+    run = tmp_path / "cnn" / "version_0"
+    assert ended.value.code == code
+    assert f"Interrupted after step {at_step}; {run}/checkpoints/last.ckpt holds" in capsys.readouterr().err
     torch.rand(7)  # the global random state is not what it was
     train(["--resume", str(run)])
+    assert_same_end(run, cnn_run)
 
-    for name in ("best", "last"):
-        expected, found = state(whole_run, name), state(run, name)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in expected), name
-    assert (run / "metrics.csv").read_text() == (whole_run / "metrics.csv").read_text()
-    assert scalars(run) == scalars(whole_run)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_step", [4, 6, 11, 25])
+def test_an_interrupted_mobilenet_resumes_too(
+    at_step: int, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = whole_run("random_dropout", patch_root, cache_dir, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, at_step, signal.SIGINT)
+        with pytest.raises(SystemExit):
+            train(arguments("random_dropout", patch_root, cache_dir, tmp_path))
+    run = tmp_path / "random_dropout" / "version_0"
+    train(["--resume", str(run)])
+    assert_same_end(run, whole)
+
+
+def test_a_run_goes_on_from_the_checkpoint_of_a_validation(
+    cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after SIGKILL: what was logged after the last checkpoint is logged again, not twice."""
+
+    def killed_step(self, batch, batch_idx):
+        if self.global_step == 16:  # the last checkpoint is that of step 12
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    step = PatchClassifier.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(PatchClassifier, "training_step", killed_step)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(arguments("cnn", patch_root, cache_dir, tmp_path))
+    run = tmp_path / "cnn" / "version_0"
+    assert pd.read_csv(run / "metrics.csv")["step"].max() == 15
+    train(["--resume", str(run)])
+    assert_same_end(run, cnn_run)
+
+
+def test_the_number_of_workers_changes_nothing(
+    cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    train([*arguments("cnn", patch_root, cache_dir, tmp_path), "--data.num_workers", "2"])
+    assert_same_end(tmp_path / "cnn" / "version_0", cnn_run)
+
+
+def test_a_finished_run_has_nothing_to_resume(cnn_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in cnn_run.rglob("*.c*") if path.is_file()}
+    train(["--resume", str(cnn_run)])
+    assert {path: path.read_bytes() for path in before} == before
+    assert "Best val/loss at step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_evaluating_writes_metrics_predictions_and_figures(
+    split: str, cnn_run: Path, patch_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate([str(cnn_run), *([] if split == "valid" else ["--split", split])])
+    output = cnn_run / "evaluation" / split
+    assert {path.name for path in output.iterdir()} == {
+        "metrics.json", "predictions.csv", "roc.png", "precision_recall.png", "worst_patches.png",
+    }  # fmt: skip
+    record = json.loads((output / "metrics.json").read_text())
+    table = pd.read_csv(output / "predictions.csv")
+    assert (record["split"], record["patches"], record["positives"]) == (split, sum(COUNTS[split]), COUNTS[split][1])
+    assert table["id"].str.startswith(f"{split}/").all()
+    assert (table["id"].str.split("/").str[1].astype(int) == table["label"]).all()
+    assert record["metrics"]["auroc"] == pytest.approx(roc_auc_score(table["label"], table["score"]))
+    store = PCamDataModule(patch_root, cache_dir=cache_dir).packed(split)
+    assert dict(zip(table["id"], table["group"], strict=True)) == dict(
+        zip(store.ids(), store.pixel_hashes(), strict=True)
+    )
+    if split == "valid":
+        logged = pd.read_csv(cnn_run / "metrics.csv").set_index("step").loc[record["step"]]
+        assert record["metrics"]["auroc"] == pytest.approx(logged["val/auroc"], abs=1e-6)
+        assert record["metrics"]["loss"] == pytest.approx(logged["val/loss"], abs=1e-6)
+    assert f"{record['metrics']['auroc']:.4f}" in capsys.readouterr().out
+
+
+def test_the_last_checkpoint_can_be_evaluated(cnn_run: Path) -> None:
+    evaluate([str(cnn_run), "--checkpoint", "last"])
+    assert json.loads((cnn_run / "evaluation" / "valid" / "metrics.json").read_text())["step"] == STEPS

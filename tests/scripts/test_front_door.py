@@ -1,0 +1,99 @@
+"""What a user who errs is told: one sentence, an exit code, no traceback."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY, load_script
+
+train = load_script("train").main
+evaluate = load_script("evaluate").main
+prepare_data = load_script("prepare_data").main
+DEMO = ["--config", str(REPOSITORY / "configs" / "demo.yaml")]
+
+
+def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], args: list[str], code: int) -> str:
+    """Run a script that must fail, and return the last line of what it says."""
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == code
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "usage:" not in error
+    return error.rstrip().rpartition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--nonsense", "1"], "nonsense"),
+        (["--trainer.max_steps", "many"], "many"),
+        (["--data.augmentation", "crops"], "crops"),
+        (["--monitor", "val/f1"], "val/f1"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model.network.class_path", "pcam.models.Nothing"], "pcam.models.Nothing"),
+        (["--data.rot", "x"], "rot"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in sentence(capsys, train, [*DEMO, *args], 2)
+
+
+def test_a_config_with_an_unknown_key_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text((REPOSITORY / "configs" / "demo.yaml").read_text() + "  colour: red\n")
+    assert "colour" in sentence(capsys, train, ["--config", str(config)], 2)
+
+
+def test_a_missing_root_ends_with_1_and_leaves_no_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs_dir = tmp_path / "runs"
+    args = [*DEMO, "--data.root", str(tmp_path / "nowhere"), "--runs_dir", str(runs_dir)]
+    said = sentence(capsys, train, args, 1)
+    assert f"at {tmp_path}/nowhere, but" in said
+    assert said.endswith("correct --data.root.")
+    assert not runs_dir.exists()
+
+
+def test_resuming_with_a_config_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "configs" / "demo.yaml").read_text())
+    assert "--config or --resume" in sentence(capsys, train, [*DEMO, "--resume", str(tmp_path)], 2)
+
+
+def test_resuming_without_a_checkpoint_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "configs" / "demo.yaml").read_text())
+    said = sentence(capsys, train, ["--resume", str(tmp_path)], 1)
+    assert "the run ended before its first validation" in said
+
+
+def test_a_truncated_checkpoint_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "configs" / "demo.yaml").read_text())
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    checkpoint.parent.mkdir()
+    torch.save({"state_dict": {}, "global_step": 1}, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    assert "it may be truncated" in sentence(capsys, evaluate, [str(tmp_path)], 1)
+    torch.save({"weights": 1}, checkpoint)
+    assert "holds something else" in sentence(capsys, evaluate, [str(tmp_path)], 1)
+    torch.save({"state_dict": {}, "global_step": 1}, checkpoint)
+    assert "are of another network" in sentence(capsys, evaluate, [str(tmp_path)], 1)
+
+
+def test_evaluating_what_is_no_run_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Expected a run folder with a config.yaml" in sentence(capsys, evaluate, [str(tmp_path)], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py")))
+def test_a_script_runs_as_a_process(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith(f"usage: {script}.py")
+    assert done.stderr == ""
