@@ -39,7 +39,7 @@ def main(args: Arguments = None) -> None:
         subparser.add_function_arguments(function)
         subcommands.add_subcommand(name, subparser)
     config = parser.parse_args(args)
-    commands[config.command](**parser.instantiate_classes(config)[config.command])
+    commands[config.command](**parser.instantiate(config)[config.command])
 
 
 if __name__ == "__main__":
