@@ -1,6 +1,7 @@
 """The command line that all scripts share."""
 
 import argparse
+import errno
 import functools
 import logging
 import signal
@@ -37,6 +38,10 @@ Arguments = list[str] | None
 """Words of a command line; None is those that the process was started with."""
 
 
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota."""
+
+
 class Main(Protocol):
     """A script's main function."""
 
@@ -65,6 +70,12 @@ def front_door(main: Main) -> Main:
             _leave(str(error), 1)
         except TrainingInterruptedError as error:
             _leave(str(error), 128 + error.signal_number)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            _leave(
+                f"Expected to read or write {error.filename or 'a file'}, but the system refused: {error.strerror}.", 1
+            )
         except KeyboardInterrupt:
             _leave("Interrupted.", 128 + signal.SIGINT)
 
@@ -184,20 +195,28 @@ class PCamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; it records into a run folder, unless told not to or in a `fast_dev_run`."""
+        progress: list[Callback] = [ProgressBar()] if self.config.trainer.enable_progress_bar is not False else []
+        if not self.record:
+            # None of the config's options for training: every patch of a split is evaluated, in full precision.
+            return Trainer(
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=bool(progress),
+                callbacks=progress,
+            )
         kwargs["use_distributed_sampler"] = False  # our sampler does that itself
         kwargs["logger"] = False
-        callbacks: list[Callback] = [TrainLoss(), RandomState()]
-        if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
-        if not self.record:
-            kwargs["enable_checkpointing"] = False
-        elif not self.config.trainer.fast_dev_run:
-            self.datamodule.prepare_data()  # first, so that what is wrong with the data leaves no run folder
+        callbacks: list[Callback] = [TrainLoss(), RandomState(), *progress]
+        if not self.config.trainer.fast_dev_run:
             resume_step = None
+            if self.run is not None:
+                resume_step = load_checkpoint(self.run.checkpoint("last"))["global_step"]
+            self.datamodule.prepare_data()  # before there is a run folder, which nothing wrong with the data may leave
             if self.run is None:
                 self.run = self._claim_run()
-            else:
-                resume_step = load_checkpoint(self.run.checkpoint("last"))["global_step"]
+            self._write_config(self.run)
             kwargs["logger"] = [
                 TensorBoardLogger(
                     self.run.path.parent.parent,
@@ -229,9 +248,7 @@ class PCamCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) != 0:
             # Only the first process writes; Lightning sends the checkpoints' folder to the others.
             return RunFolder(self.config.runs_dir / self.config.experiment / "version_of_first_process")
-        run = RunFolder.claim(self.config.runs_dir, self.config.experiment)
-        self._write_config(run)
-        return run
+        return RunFolder.claim(self.config.runs_dir, self.config.experiment)
 
     def _hyperparameters(self) -> dict[str, str | float | bool | None]:
         """What tells runs apart, flat, under short names."""

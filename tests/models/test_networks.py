@@ -127,7 +127,7 @@ def test_an_option_out_of_range_is_refused(options: dict[str, float], message: s
 
 
 def test_another_epsilon_with_pretrained_weights_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match="a third of their running variances are below 0.001"):
+    with pytest.raises(UserError, match=r"a third of their running variances are below 0\.001"):
         MobileNetV2(weights="IMAGENET1K_V1", dropout=0.5, bn_eps=0.001)
 
 

@@ -1,5 +1,6 @@
 """What a user who errs is told: one sentence, an exit code, no traceback."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,9 +40,7 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
         (["--data.rot", "x"], "rot"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2(
-    args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_command_line_ends_with_2(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in sentence(capsys, train, [*DEMO, *args], 2)
 
 
@@ -97,3 +96,15 @@ def test_a_script_runs_as_a_process(script: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.startswith(f"usage: {script}.py")
     assert done.stderr == ""
+
+
+def test_a_folder_that_cannot_be_written_ends_with_1(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    args = [*DEMO, "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--runs_dir", str(tmp_path)]
+    assert sentence(capsys, train, args, 1).endswith("but the system refused: No space left on device.")
