@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, cast
 
@@ -93,6 +94,24 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence, without the usage, which is longer than a screen."""
         _leave(" ".join(message.split()), 2)
+
+
+def run_subcommand(description: str, functions: Mapping[str, Callable[..., None]], args: Arguments) -> None:
+    """Run one of several functions as a subcommand; its options come from its signature and docstring.
+
+    Args:
+        description: What the script is for.
+        functions: The subcommands, by name.
+        args: The command line.
+    """
+    parser = Parser(description=description)
+    subcommands = parser.add_subcommands(dest="command")
+    for name, function in functions.items():
+        subparser = Parser(description=(function.__doc__ or "").partition("\n")[0])
+        subparser.add_function_arguments(function, as_positional=True)
+        subcommands.add_subcommand(name, subparser)
+    config = parser.instantiate(parser.parse_args(args))
+    functions[config.command](**config[config.command])
 
 
 class PCamCLI(LightningCLI):

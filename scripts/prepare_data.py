@@ -6,7 +6,7 @@ python scripts/prepare_data.py synthesize --out data/synthetic --train 6000 --va
 
 from pathlib import Path
 
-from pcam.cli import Arguments, Parser, front_door
+from pcam.cli import Arguments, front_door, run_subcommand
 from pcam.data.synthetic import write_class_folders
 
 
@@ -31,15 +31,7 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    parser = Parser(description="Prepare PatchCamelyon's patches, or patches like them.")
-    subcommands = parser.add_subcommands(dest="command")
-    commands = {"synthesize": synthesize}
-    for name, function in commands.items():
-        subparser = Parser(description=(function.__doc__ or "").partition("\n")[0])
-        subparser.add_function_arguments(function)
-        subcommands.add_subcommand(name, subparser)
-    config = parser.parse_args(args)
-    commands[config.command](**parser.instantiate(config)[config.command])
+    run_subcommand("Prepare PatchCamelyon's patches, or patches like them.", {"synthesize": synthesize}, args)
 
 
 if __name__ == "__main__":
