@@ -293,12 +293,17 @@ class PCamCLI(LightningCLI):
         frozen = sum(weight.numel() for weight in self.model.parameters()) - trained
         rank_zero_info(f"{type(self.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
         if self.run is not None:
-            device = self.trainer.strategy.root_device
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            splits: tuple[SplitName, ...] = ("train", "valid")
-            self.run.write_environment(name, {split: self.datamodule.packed(split).fingerprint for split in splits})
+            self._write_environment(self.run)
         self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
 
+    @rank_zero_only
+    def _write_environment(self, run: RunFolder) -> None:
+        device = self.trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        splits: tuple[SplitName, ...] = ("train", "valid")
+        run.write_environment(name, {split: self.datamodule.packed(split).fingerprint for split in splits})
+
+    @rank_zero_only
     def report(self) -> None:
         """Say what training reached, and the commands that come next."""
         if self.run is None:
