@@ -108,3 +108,13 @@ def test_a_folder_that_cannot_be_written_ends_with_1(
     monkeypatch.setattr(Path, "mkdir", full)
     args = [*DEMO, "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--runs_dir", str(tmp_path)]
     assert sentence(capsys, train, args, 1).endswith("but the system refused: No space left on device.")
+
+
+def test_synthetic_patches_train(tmp_path: Path, cache_dir: Path) -> None:
+    root = tmp_path / "synthetic"
+    prepare_data(["synthesize", "--out", str(root), "--train", "12", "--valid", "6", "--test", "4"])
+    assert sum(1 for _ in root.rglob("*.png")) == 22
+    train([
+        *DEMO, "--data.root", str(root), "--data.cache_dir", str(cache_dir), "--trainer.fast_dev_run", "true",
+        "--trainer.enable_progress_bar", "false",
+    ])  # fmt: skip
