@@ -60,4 +60,17 @@ def test_the_transforms_are_pinned() -> None:
     """A published run must be repeatable: these are the two upper corners that version 0.1 gave."""
     patches = augment(marked(12), torch.arange(12), "d4", seed=1, epoch=0)
     corners = patches[:, 0, 0, [0, 7]].tolist()
-    assert corners == [[63, 56], [63, 56], [63, 56], [56, 63], [7, 0], [56, 0], [63, 7], [7, 63], [7, 0], [7, 63], [56, 0], [56, 63]]
+    assert corners == [
+        [63, 56],
+        [63, 56],
+        [63, 56],
+        [56, 63],
+        [7, 0],
+        [56, 0],
+        [63, 7],
+        [7, 63],
+        [7, 0],
+        [7, 63],
+        [56, 0],
+        [56, 63],
+    ]
