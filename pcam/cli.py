@@ -8,8 +8,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import torch
 from lightning import Trainer
@@ -23,6 +24,7 @@ from pcam.data import PCamDataModule
 from pcam.errors import UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.patches import SplitName
+from pcam.run_folder import CheckpointName, RunFolder
 from pcam.training import PatchClassifier
 from pcam.training.checkpoints import MONITORS, LastCheckpoint, Monitor, best_checkpoint, load_checkpoint
 from pcam.training.classifier import PredictOutput
@@ -32,12 +34,25 @@ from pcam.training.interruption import Interruption, TrainingInterruptedError
 from pcam.training.metrics_file import MetricsFile
 from pcam.training.progress import ProgressBar
 from pcam.training.random_state import RandomState
-from pcam.training.run_folder import CheckpointName, RunFolder
 from pcam.training.train_loss import TrainLoss
 
 Arguments = list[str] | None
 """Words of a command line; None is those that the process was started with."""
 
+
+@dataclass(frozen=True)
+class DataPlace:
+    """Where the patches are, if not where the run's config says.
+
+    Args:
+        root: Folder with the data; null is the folder that the run was trained on.
+    """
+
+    root: Path | None = None
+
+
+AS_TRAINED: Final = DataPlace()
+"""The data that the run was trained on."""
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 """What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota."""

@@ -1,26 +1,31 @@
 #!/usr/bin/env python
-"""Measure a trained classifier on a split.
+"""Measure trained classifiers on a split, and compare them.
 
 python scripts/evaluate.py lightning_logs/imagenet_dropout/version_0 --split test
+python scripts/evaluate.py lightning_logs/imagenet_*/version_0 --split test --ensemble
 """
 
-import json
+import itertools
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-import torch
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from pcam.atomic import atomic_path
-from pcam.cli import Arguments, Parser, front_door, load_run
-from pcam.evaluation.figures import patch_grid, precision_recall_figure, roc_figure
-from pcam.evaluation.metrics import measure
+from pcam.cli import Arguments, Parser, PCamCLI, front_door, load_run
+from pcam.errors import UserError
+from pcam.evaluation.metrics import Choices, measure
+from pcam.evaluation.predictions import SymmetryAverage, average_scores
+from pcam.evaluation.report import System, compare, print_details, write_results
+from pcam.models.batch_norm import reestimate_batch_norm
 from pcam.patches import SplitName
-from pcam.training.run_folder import CheckpointName, RunFolder
+from pcam.run_folder import CheckpointName, RunFolder
 
-WORST_PATCHES = 24
-"""Patches in the figure of the worst mistakes."""
+BATCH_NORM_PATCHES: Final = 10_000
+"""Training patches that batch norm is re-estimated on: the mean over 312 batches of 32 scatters by an eighteenth of
+what that of one batch does, at the cost of a minute on two cores."""
 
 
 @dataclass(frozen=True)
@@ -35,67 +40,138 @@ class DataPlace:
 
 
 def evaluate(
-    run: Path, split: SplitName = "valid", checkpoint: CheckpointName = "best", data: DataPlace = DataPlace()
+    runs: list[Path],
+    split: SplitName = "valid",
+    checkpoint: CheckpointName = "best",
+    tta: bool = False,
+    reestimate_bn: bool = False,
+    ensemble: bool = False,
+    data: DataPlace = DataPlace(),
 ) -> None:
-    """Measure a trained classifier on a split.
+    """Measure trained classifiers on the valid split, and on another if asked for.
 
-    Writes `metrics.json`, `predictions.csv` and the figures to `RUN/evaluation/<split>/`, and prints a table.
+    Thresholds and the temperature are always chosen on the valid split. Writes `metrics.json`, `predictions.csv`, the
+    figures and TensorBoard events to `RUN/evaluation/<split>/`, and prints tables. With several runs (or variants of
+    one), the comparison goes to `<split>_comparison/` in the first.
 
     Args:
-        run: The run folder.
+        runs: The run folders.
         split: Which split to measure on. The test split is read only when asked for.
         checkpoint: Which checkpoint to measure: the best by the experiment's `monitor`, or the last.
+        tta: Whether each score is the mean over the eight symmetries of the square (`<split>_tta/`).
+        reestimate_bn: Whether to measure, beside each run, what it is with batch norm's running statistics estimated
+            anew on un-augmented training patches (`<split>_bn/`).
+        ensemble: Whether to measure the mean of the runs' scores as well (`<split>_ensemble/` in the first).
         data: Where the patches are.
     """
-    folder = RunFolder.find(run)
-    cli = load_run(folder, checkpoint, data.root)
-    predictions = cli.predict(split)
-    metrics = measure(predictions)
-    output = folder.evaluation(split)
-    store = cli.datamodule.packed(split)
-    record = {
-        "split": split,
-        "checkpoint": checkpoint,
-        "step": cli.checkpoint_step,
-        "patches": len(predictions.ids),
-        "positives": int(predictions.labels.sum()),
-        "data_root": str(cli.datamodule.root),
-        "data_fingerprint": store.fingerprint,
-        "metrics": metrics,
+    if ensemble and len(runs) < 2:
+        raise UserError("Expected at least two runs for --ensemble, but found 1; name another, or leave it out.")
+    splits: list[SplitName] = ["valid"] if split == "valid" else ["valid", split]
+    folders = [RunFolder.find(run) for run in runs]
+    suffix = "_tta" if tta else ""
+    loaded = {
+        bn: [load_run(folder, checkpoint, data.root) for folder in folders]
+        for bn in (["", "_bn"] if reestimate_bn else [""])
     }
-    predictions.write(output / "predictions.csv")
-    labels, scores = torch.from_numpy(predictions.labels).long(), torch.from_numpy(predictions.scores)
-    worst = (labels - scores).abs().argsort(descending=True, stable=True)[:WORST_PATCHES]
-    figures = {
-        "roc": roc_figure(scores, labels),
-        "precision_recall": precision_recall_figure(scores, labels),
-        "worst_patches": patch_grid(store[worst.numpy()].patches, scores[worst], labels[worst]),
-    }
-    for name, figure in figures.items():
-        with atomic_path(output / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-    # Last: its presence says that all the rest is there.
-    with atomic_path(output / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-    table = Table(title=f"{folder.path}, {checkpoint}.ckpt (step {cli.checkpoint_step:,})")
-    table.add_column("metric")
-    table.add_column(f"{split}, {len(predictions.ids):,} patches", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)
-    print(f"Predictions and figures: {output}")
+    _check_same_patches(folders, loaded[""], splits)
+    for cli in loaded.get("_bn", []):
+        _reestimate(cli)
+    systems: list[System] = []
+    for bn, clis in loaded.items():
+        members = [
+            _predict(name, folder, bn + suffix, cli, splits)
+            for name, folder, cli in zip(_names(folders), folders, clis, strict=True)
+        ]
+        systems += members
+        if ensemble:
+            systems.append(_ensemble(members, "_ensemble" + bn + suffix))
+    results = []
+    for system in systems:
+        choices = Choices.on(system.predictions["valid"])
+        measurements = {name: measure(system.predictions[name], choices) for name in splits}
+        for name, measurement in measurements.items():
+            write_results(system, name, checkpoint, choices, measurement)
+        results.append((system, measurements[split]))
+    if len(systems) == 1:
+        print_details(systems[0], choices, measurements)
+    else:
+        compare(results, split, folders[0].evaluation(split).with_name(f"{split}_comparison{suffix}"))
+    print("Predictions and figures:", *(system.output(name) for system in systems for name in splits), sep="\n  ")
+
+
+def _names(folders: Sequence[RunFolder]) -> list[str]:
+    """What tells runs apart: `<experiment>/version_N`, and what comes before if they lie in different folders."""
+    paths = [folder.path.resolve() for folder in folders]
+    common = os.path.commonpath([path.parent.parent for path in paths])
+    return [str(path.relative_to(common)) for path in paths]
+
+
+def _check_same_patches(folders: Sequence[RunFolder], clis: Sequence[PCamCLI], splits: Sequence[SplitName]) -> None:
+    for (folder, cli), split in itertools.product(zip(folders, clis, strict=True), splits):
+        if cli.datamodule.packed(split).fingerprint != clis[0].datamodule.packed(split).fingerprint:
+            raise UserError(
+                f"Expected runs on the same patches, but the {split} split of {folders[0].path} "
+                f"({clis[0].datamodule.root}) is not that of {folder.path} ({cli.datamodule.root}); give one "
+                f"--data.root for all."
+            )
+
+
+def _reestimate(cli: PCamCLI) -> None:
+    device = cli.trainer.strategy.root_device
+    loader = cli.datamodule.loader("train", shuffle=True)  # augmented only in training
+    count = max(1, min(BATCH_NORM_PATCHES, len(cli.datamodule.packed("train"))) // cli.datamodule.batch_size)
+    batches = (batch.patches.to(device) for batch in itertools.islice(loader, count))
+    reestimate_batch_norm(cli.model.network.to(device), batches)
+
+
+def _predict(name: str, folder: RunFolder, variant: str, cli: PCamCLI, splits: Sequence[SplitName]) -> System:
+    if "_tta" in variant:
+        cli.model.network = SymmetryAverage(cli.model.network)
+    predictions = {split: cli.predict(split) for split in splits}
+    for split, predicted in predictions.items():
+        bad = np.count_nonzero(~np.isfinite(predicted.logits))
+        if bad:
+            raise UserError(
+                f"Expected finite logits from {folder.path}, but {bad:,} of {len(predicted.logits):,} on {split} are "
+                f"not: its training has diverged; train it anew with a lower learning rate."
+            )
+    labels = {"_bn": "re-estimated bn", "_tta": "tta"}
+    return System(
+        name=", ".join([name, *(label for key, label in labels.items() if key in variant)]),
+        run=folder,
+        variant=variant,
+        step=cli.checkpoint_step,
+        data_root=cli.datamodule.root,
+        stores={split: cli.datamodule.packed(split) for split in splits},
+        predictions=predictions,
+    )
+
+
+def _ensemble(members: Sequence[System], variant: str) -> System:
+    first = members[0]
+    predictions = {split: average_scores([member.predictions[split] for member in members]) for split in first.stores}
+    name = ", ".join([f"ensemble of {len(members)}", *first.name.split(", ")[1:]])
+    return System(name, first.run, variant, 0, first.data_root, first.stores, predictions)
 
 
 @front_door
 def main(args: Arguments = None) -> None:
-    """Measure a trained classifier on a split.
+    """Measure trained classifiers on a split.
 
     Args:
         args: The command line; None takes the process's own.
     """
-    parser = Parser(description="Measure a trained classifier on a split.")
-    parser.add_function_arguments(evaluate, as_positional=True)
-    evaluate(**parser.instantiate_classes(parser.parse_args(args)))
+    parser = Parser(description="Measure trained classifiers on a split, and compare them.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Run folders.")
+    flags = {
+        "tta": "Average the scores over the eight symmetries of the square.",
+        "reestimate_bn": "Also measure with batch norm's statistics estimated anew on training patches.",
+        "ensemble": "Also measure the mean of the runs' scores.",
+    }
+    for flag, explanation in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=explanation)
+    parser.add_function_arguments(evaluate, as_positional=True, skip={"runs", *flags})
+    evaluate(**parser.instantiate(parser.parse_args(args)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """The figures, as matplotlib figures that belong to no window and so need no closing."""
 
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -11,30 +17,75 @@ from torchmetrics.functional.classification import (
     binary_roc,
 )
 
-from pcam.patches import CENTRE_START, CENTRE_STOP, Labels, Patches
+from pcam.evaluation.metrics import ROC_GRID, Calibration, Choices, Measurement
+from pcam.evaluation.predictions import Predictions
+from pcam.evaluation.statistics import Interval
+from pcam.patches import CENTRE_START, CENTRE_STOP, CLASS_NAMES, PATCH_SIZE, Labels, Patches
+
+POINT_NAMES: Final = {
+    "0.5": "score 0.5",
+    "youden": "best Youden on valid",
+    "sensitivity_95": "95 % sensitivity on valid",
+    "specificity_95": "95 % specificity on valid",
+}
+"""What figures and tables call the operating points."""
+
+POINT_MARKERS: Final = dict(zip(POINT_NAMES, "osv^", strict=True))
+CLASS_COLORS: Final = ("tab:blue", "tab:red")
 
 
-def roc_figure(scores: Tensor, labels: Labels) -> Figure:
+def roc_figure(scores: Tensor, labels: Labels, measurement: Measurement | None = None) -> Figure:
     """Draw the receiver operating characteristic.
 
     Args:
         scores: Shape (patches,), probabilities of label 1.
         labels: Shape (patches,).
+        measurement: Of these scores; adds the bootstrap's band, the operating points and the interval of the AUROC.
 
     Returns:
-        The curve, the chance line, and the AUROC in the title.
+        The curve, the chance line, and the AUROC in the title; no curve if there is only one class.
     """
-    false_positive_rate, true_positive_rate, _ = binary_roc(scores, labels)
     figure, axes = _square()
-    axes.plot(false_positive_rate.cpu(), true_positive_rate.cpu(), label="classifier")
-    axes.plot([0, 1], [0, 1], linestyle="--", color="grey", label="chance")
-    axes.set(
-        xlabel="false positive rate (1 - specificity)",
-        ylabel="true positive rate (sensitivity)",
-        title=f"ROC: AUROC {binary_auroc(scores, labels):.4f} ({len(labels):,} patches)",
-    )
-    axes.legend(loc="lower right")
+    title = f"undefined: only one class ({len(labels):,} patches)"
+    if 0 < labels.sum() < len(labels):
+        false_positive_rate, true_positive_rate, _ = binary_roc(scores, labels)
+        axes.plot(false_positive_rate.cpu(), true_positive_rate.cpu(), label="classifier")
+        title = f"AUROC {binary_auroc(scores, labels):.4f} ({len(labels):,} patches)"
+        if measurement is not None:
+            title = title.replace(" (", f", 95 % interval {interval_words(measurement.metrics['auroc'].interval)} (")
+            axes.fill_between(ROC_GRID, *measurement.roc_band, alpha=0.25, linewidth=0, label="95 % band (bootstrap)")
+            for name, point in measurement.operating_points.items():
+                place = (1 - point["specificity"].value, point["sensitivity"].value)
+                marker = POINT_MARKERS[name]
+                axes.plot(*place, marker, color="black", markersize=7, fillstyle="none", label=POINT_NAMES[name])
+    _finish_roc(axes, f"ROC: {title}")
     return figure
+
+
+def roc_comparison_figure(systems: Mapping[str, tuple[Predictions, Measurement]]) -> Figure:
+    """Draw the ROC curves of several classifiers of the same patches, both classes present.
+
+    Args:
+        systems: Predictions and their measurement, by name.
+
+    Returns:
+        The curves; the legend has the AUROCs with their 95 % intervals, best first.
+    """
+    figure, axes = _square()
+    ordered = sorted(systems.items(), key=lambda system: -system[1][1].metrics["auroc"].value)
+    for name, (predictions, measurement) in ordered:
+        auroc = measurement.metrics["auroc"]
+        scores, labels = predictions.tensors()
+        false_positive_rate, true_positive_rate, _ = binary_roc(scores, labels)
+        text = f"{name}\nAUROC {auroc.value:.4f} ({interval_words(auroc.interval)})"
+        axes.plot(false_positive_rate, true_positive_rate, label=text)
+    _finish_roc(axes, f"ROC ({len(labels):,} patches)")
+    return figure
+
+
+def interval_words(interval: Interval) -> str:
+    """An interval in words, as "0.912 to 0.934"."""
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def precision_recall_figure(scores: Tensor, labels: Labels) -> Figure:
@@ -45,19 +96,119 @@ def precision_recall_figure(scores: Tensor, labels: Labels) -> Figure:
         labels: Shape (patches,).
 
     Returns:
-        The curve, the chance line (the share of label 1), and the average precision in the title.
+        The curve, the chance line (the share of label 1), and the average precision in the title; no curve if there
+        is only one class.
     """
-    precision, recall, _ = binary_precision_recall_curve(scores, labels)
     figure, axes = _square()
-    axes.plot(recall.cpu(), precision.cpu(), drawstyle="steps-post", label="classifier")
+    title = f"undefined: only one class ({len(labels):,} patches)"
+    if 0 < labels.sum() < len(labels):
+        precision, recall, _ = binary_precision_recall_curve(scores, labels)
+        axes.plot(recall.cpu(), precision.cpu(), drawstyle="steps-post", label="classifier")
+        title = f"average precision {binary_average_precision(scores, labels):.4f} ({len(labels):,} patches)"
     axes.axhline(labels.float().mean().item(), linestyle="--", color="grey", label="chance")
     axes.set(
         xlabel="recall (sensitivity)",
         ylabel="precision (positive predictive value)",
-        title=f"Precision-recall: average precision {binary_average_precision(scores, labels):.4f} "
-        f"({len(labels):,} patches)",
+        title=f"Precision-recall: {title}",
     )
     axes.legend(loc="lower left")
+    return figure
+
+
+def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
+    """Draw the share of tumour against the score, and how many patches have it.
+
+    Args:
+        calibrations: By name, as "as trained".
+
+    Returns:
+        A panel each. The bars are where a perfectly calibrated score lies in 95 % of simulated splits.
+    """
+    figure = Figure(figsize=(5.2 * len(calibrations), 6.2), layout="constrained")
+    panels = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, sharey="row", height_ratios=[4, 1])
+    for (name, calibration), axes, histogram in zip(calibrations.items(), *panels, strict=True):
+        low, high = calibration.chance_shares
+        middle = (low + high) / 2
+        axes.plot([0, 1], [0, 1], linestyle="--", color="grey")
+        axes.errorbar(
+            calibration.mean_scores,
+            middle,
+            yerr=(high - low) / 2,
+            linestyle="none",
+            color="grey",
+            capsize=3,
+            label="perfectly calibrated (95 %)",
+        )
+        axes.plot(calibration.mean_scores, calibration.shares, "o-", label="classifier")
+        axes.set(
+            xlim=(0, 1),
+            ylim=(0, 1),
+            ylabel="share of tumour",
+            title=f"Reliability, {name}\n"
+            f"calibration error {calibration.error:.3f} (if perfect {calibration.chance_error:.3f})",
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left")
+        edges = np.linspace(0, 1, len(calibration.counts) + 1)
+        histogram.stairs(calibration.counts, edges, fill=True)
+        histogram.set(xlabel=f"score ({len(calibration.counts)} bins)", ylabel="patches")
+        histogram.grid(alpha=0.3)
+    for row in panels:
+        for axes in row[1:]:
+            axes.set_ylabel("")
+    return figure
+
+
+def score_histogram_figure(predictions: Predictions, choices: Choices) -> Figure:
+    """Draw how many patches of each class have which score.
+
+    Args:
+        predictions: Of a split.
+        choices: Thresholds, drawn as lines.
+
+    Returns:
+        Two histograms on a logarithmic axis, where a few confident mistakes among thousands of patches can be seen.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for label, (name, color) in enumerate(zip(CLASS_NAMES, CLASS_COLORS, strict=True)):
+        scores = predictions.scores[predictions.labels == label]
+        text = f"{name}: {len(scores):,} patches"
+        axes.hist(scores, bins=50, range=(0, 1), histtype="stepfilled", color=color, alpha=0.35, label=text)
+        axes.hist(scores, bins=50, range=(0, 1), histtype="step", color=color)
+    styles = dict(zip(POINT_NAMES, ["solid", "dashed", "dotted", "dashdot"], strict=True))
+    for name, threshold in choices.thresholds.items():
+        axes.axvline(float(expit(threshold)), color="black", linestyle=styles[name], label=POINT_NAMES[name])
+    axes.set(xlim=(0, 1), yscale="log", ylim=(0.7, None), xlabel="score", ylabel="patches", title="Scores by class")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def confusion_figure(confusions: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Draw confusion matrices.
+
+    Args:
+        confusions: By operating point, patches by label (rows) and decision (columns), shape (2, 2).
+
+    Returns:
+        A panel each, with counts and their share of the label.
+    """
+    figure = Figure(figsize=(3.1 * len(confusions), 3.4), layout="constrained")
+    for axes, (point, confusion) in zip(
+        figure.subplots(1, len(confusions), squeeze=False)[0], confusions.items(), strict=True
+    ):
+        shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (label, decision), share in np.ndenumerate(shares):
+            text = f"{confusion[label, decision]:,.0f}\n{share:.1%}"
+            color = "white" if share > 0.5 else "black"
+            axes.text(decision, label, text, ha="center", va="center", color=color, fontsize=11)
+        axes.set_title(POINT_NAMES[point], fontsize=10)
+        axes.set(xticks=[0, 1], yticks=[0, 1], xlabel="called")
+        axes.tick_params(length=0)
+        axes.set_xticklabels(CLASS_NAMES)
+        axes.set_yticklabels(CLASS_NAMES, rotation=90, va="center")
+    figure.axes[0].set_ylabel("label")
     return figure
 
 
@@ -71,21 +222,35 @@ def patch_grid(patches: Patches, scores: Tensor, labels: Labels, columns: int = 
         columns: Patches a row.
 
     Returns:
-        A grid; the titles of patches that a threshold of 0.5 gets wrong are red.
+        A page; the text above patches that a threshold of 0.5 gets wrong is red.
     """
-    rows = -(-len(patches) // columns)
-    figure = Figure(figsize=(1.4 * columns, 1.7 * rows), layout="constrained")
-    grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid:
-        axes.set_axis_off()
-    size = CENTRE_STOP - CENTRE_START
-    for axes, patch, score, label in zip(grid, patches.cpu(), scores.tolist(), labels.tolist(), strict=False):
-        axes.imshow(patch.permute(1, 2, 0).numpy())
-        corner = (CENTRE_START - 0.5, CENTRE_START - 0.5)  # the edge of a pixel, not its middle
-        axes.add_patch(Rectangle(corner, size, size, fill=False, linewidth=0.8, linestyle=":"))
-        wrong = (score > 0.5) != bool(label)
-        axes.set_title(f"label {label}, score {score:.2f}", fontsize=8, color="red" if wrong else "black")
+    rows, gap, heading = -(-len(patches) // columns), 4, 14  # of pixels between patches, and above each for its text
+    height, width = PATCH_SIZE + heading, PATCH_SIZE + gap
+    # One image in one pair of axes: a pair for each patch takes most of a second to draw.
+    page = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    figure = Figure(figsize=(1.4 * columns, 1.4 * columns * page.shape[0] / page.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for index, (patch, score, label) in enumerate(zip(patches.cpu(), scores.tolist(), labels.tolist(), strict=True)):
+        top, left = index // columns * height + heading, index % columns * width + gap // 2
+        page[top : top + PATCH_SIZE, left : left + PATCH_SIZE] = patch.permute(1, 2, 0).numpy()
+        color = "red" if (score > 0.5) != bool(label) else "black"
+        place = (left + PATCH_SIZE / 2, top - 3)
+        axes.text(*place, f"label {label}, score {score:.2f}", ha="center", fontsize=8, color=color)
+        corner = (left + CENTRE_START - 0.5, top + CENTRE_START - 0.5)  # the edge of a pixel, not its middle
+        size = CENTRE_STOP - CENTRE_START
+        # Black within white can be seen on any stain.
+        for edge, line_width in (("white", 2), ("black", 0.8)):
+            axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=edge, linewidth=line_width))
+    axes.imshow(page)
     return figure
+
+
+def _finish_roc(axes: Axes, title: str) -> None:
+    axes.plot([0, 1], [0, 1], linestyle="--", color="grey", label="chance")
+    axes.set(xlabel="false positive rate (1 - specificity)", ylabel="true positive rate (sensitivity)")
+    axes.set_title(title, fontsize=11)
+    axes.legend(loc="lower right", fontsize=9)
 
 
 def _square() -> tuple[Figure, Axes]:

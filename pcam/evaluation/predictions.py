@@ -1,13 +1,19 @@
 """Predictions: what a classifier says of each patch of a split."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from scipy.special import expit, log_expit, logsumexp
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from pcam.atomic import atomic_path
+from pcam.patches import Labels, Logits, Patches
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,12 @@ class Predictions:
     @property
     def scores(self) -> NDArray[np.float64]:
         """Probabilities of label 1, in float64: in float32 logits above 17 would all become 1 and tie."""
-        # Split by sign so that exp never overflows.
-        small = np.exp(-np.abs(self.logits.astype(np.float64)))
-        return np.where(self.logits >= 0, 1 / (1 + small), small / (1 + small))
+        scores: NDArray[np.float64] = expit(self.logits.astype(np.float64))
+        return scores
+
+    def tensors(self) -> tuple[Tensor, Labels]:
+        """Scores and labels as torchmetrics takes them."""
+        return torch.from_numpy(self.scores), torch.from_numpy(self.labels.astype(np.int64))
 
     def write(self, path: Path) -> None:
         """Write a CSV with the columns id, label, logit, score and group, at full precision, in the order of the ids.
@@ -50,3 +59,49 @@ class Predictions:
         )
         with atomic_path(path) as temporary:
             table.sort_values("id").to_csv(temporary, index=False)
+
+
+def average_scores(members: Sequence[Predictions]) -> Predictions:
+    """Average the scores of several classifiers of the same patches, as an ensemble.
+
+    Scores, not logits: logits of different networks differ in scale, and the most confident would decide alone.
+
+    Args:
+        members: Predictions of the same patches in the same order.
+
+    Returns:
+        Predictions whose scores are the means.
+    """
+    logits = np.stack([member.logits.astype(np.float64) for member in members])
+    # The log-odds of the mean score; through scores themselves, logits above 37 would become infinite.
+    mean = logsumexp(log_expit(logits), axis=0) - logsumexp(log_expit(-logits), axis=0)
+    return replace(members[0], logits=mean.astype(np.float32))
+
+
+class SymmetryAverage(nn.Module):
+    """A network that averages its scores over the eight symmetries of the square (test-time augmentation).
+
+    Flips and quarter turns leave a patch's label as it is. Scores, as in an ensemble: on 3,000 real patches of the
+    valid split that gave a higher AUROC and a lower negative log-likelihood than averaging logits, for a MobileNetV2
+    from ImageNet (0.9616 and 0.286 against 0.9608 and 0.297) and for one from random weights.
+
+    Args:
+        network: Patches in, logits out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Patches) -> Logits:
+        """Compute the logits of mean scores, at eight times the cost.
+
+        Args:
+            patches: Shape (batch, 3, size, size), values 0..255.
+
+        Returns:
+            Shape (batch,).
+        """
+        views = [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.transpose(2, 3)) for turns in range(4)]
+        logits = torch.stack([self.network(view).float() for view in views])
+        return logsigmoid(logits).logsumexp(dim=0) - logsigmoid(-logits).logsumexp(dim=0)

@@ -185,7 +185,7 @@ class BaselineCNN(nn.Module):
         """
         # Contiguous: two cores train this network faster that way, unlike MobileNetV2.
         features = self.features(self.normalization(patches.contiguous()))
-        logits: Tensor = self.head(features).reshape(len(patches))
+        logits: Tensor = self.head(features).flatten()
         return logits
 
     def logit_map(self, images: Patches) -> Tensor:

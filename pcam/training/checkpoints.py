@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pcam.errors import UserError
-from pcam.training.run_folder import RunFolder
+from pcam.run_folder import RunFolder
 
 Monitor = Literal["val/loss", "val/accuracy", "val/auroc", "val/average_precision"]
 MONITORS: tuple[Monitor, ...] = get_args(Monitor)

@@ -6,7 +6,7 @@ from types import FrameType
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from pcam.training.run_folder import RunFolder
+from pcam.run_folder import RunFolder
 
 
 class TrainingInterruptedError(Exception):

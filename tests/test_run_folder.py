@@ -8,8 +8,8 @@ import pytest
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
+from pcam.run_folder import RunFolder
 from pcam.training.metrics_file import MetricsFile
-from pcam.training.run_folder import RunFolder
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path: Path) -> None:

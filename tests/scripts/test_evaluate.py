@@ -1,0 +1,229 @@
+"""`scripts/evaluate.py` through its front door: what it writes, what it compares, what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pcam.cli import load_run
+from pcam.data import PCamDataModule
+from pcam.evaluation.predictions import Predictions
+from pcam.evaluation.statistics import delong_test
+from pcam.run_folder import RunFolder
+from tests.conftest import COUNTS, REPOSITORY, load_script, write_patches
+from tests.scripts.test_front_door import sentence
+
+train = load_script("train").main
+script = load_script("evaluate")
+evaluate = script.main
+
+FIGURES = {"roc", "precision_recall", "reliability", "score_histogram", "confusion", "worst_patches"}
+
+
+def short_run(config: str, root: Path, cache_dir: Path, runs_dir: Path, *more: str) -> Path:
+    train(
+        [
+            "--config", str(REPOSITORY / "configs" / f"{config}.yaml"),
+            "--data.root", str(root),
+            "--data.cache_dir", str(cache_dir),
+            "--data.batch_size", "8",
+            "--trainer.max_steps", "2",
+            "--trainer.val_check_interval", "2",
+            "--trainer.log_every_n_steps", "1",
+            "--trainer.enable_progress_bar", "false",
+            "--runs_dir", str(runs_dir),
+            *more,
+        ]
+    )  # fmt: skip
+    return max((runs_dir / config).glob("version_*"))
+
+
+@pytest.fixture(scope="module")
+def runs(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of the baseline CNN that have hardly learnt, so that they err."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    return [short_run("cnn", patch_root, cache_dir, runs_dir, "--seed_everything", seed) for seed in ("1", "2")]
+
+
+@pytest.fixture(scope="module")
+def mobilenet_run(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return short_run("random_dropout", patch_root, cache_dir, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def run(runs: list[Path], tmp_path: Path) -> Path:
+    """A run of its own for a test that looks at all that is written."""
+    return Path(shutil.copytree(runs[0], tmp_path / "cnn" / "version_0"))
+
+
+def record_of(output: Path) -> dict:
+    return json.loads((output / "metrics.json").read_text())
+
+
+def predictions_of(output: Path) -> pd.DataFrame:
+    return pd.read_csv(output / "predictions.csv", dtype={"group": str})
+
+
+def test_numbers_follow_from_the_predictions_and_thresholds_from_valid(run: Path) -> None:
+    evaluate([str(run), "--split", "test"])
+    valid, test = (predictions_of(run / "evaluation" / split) for split in ("valid", "test"))
+    record = record_of(run / "evaluation" / "test")
+    assert record["metrics"]["auroc"] == pytest.approx(roc_auc_score(test["label"], test["score"]), abs=1e-14)
+    for name, value in record["metrics"].items():
+        if record["intervals"][name] is not None:
+            low, high = record["intervals"][name]
+            assert low <= value <= high
+    assert set(record["operating_points"]) == {"0.5", "youden", "sensitivity_95", "specificity_95"}
+    for point in record["operating_points"].values():
+        expected = confusion_matrix(test["label"], test["score"] > point["threshold"])
+        assert point["confusion_matrix"] == expected.tolist()
+    thresholds = {name: point["threshold"] for name, point in record["operating_points"].items()}
+    assert (valid.loc[valid["label"] == 1, "score"] > thresholds["sensitivity_95"]).mean() >= 0.95
+    assert (valid.loc[valid["label"] == 0, "score"] <= thresholds["specificity_95"]).mean() >= 0.95
+    on_valid = record_of(run / "evaluation" / "valid")
+    assert thresholds == {name: point["threshold"] for name, point in on_valid["operating_points"].items()}
+    assert record["calibration"]["temperature"] == on_valid["calibration"]["temperature"]
+    assert record["bootstrap"] == {"resamples": 2000, "seed": 0, "groups": sum(COUNTS["test"]), "level": 0.95}
+
+
+def test_tensorboard_has_a_line_of_its_own_and_the_run_is_left_alone(run: Path) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "evaluation" not in path.parts}
+
+    before = contents()
+    evaluate([str(run)])
+    first = (run / "evaluation" / "valid" / "metrics.json").read_bytes()
+    evaluate([str(run)])
+    assert (run / "evaluation" / "valid" / "metrics.json").read_bytes() == first  # every draw is seeded
+    assert contents() == before
+    accumulator = EventAccumulator(str(run / "evaluation" / "valid"))
+    accumulator.Reload()
+    for name in FIGURES:
+        assert [image.step for image in accumulator.Images(f"evaluation/valid/{name}")] == [2]  # once, not twice
+    (auroc,) = accumulator.Scalars("evaluation/valid/auroc")
+    assert auroc.value == pytest.approx(json.loads(first)["metrics"]["auroc"])
+
+
+def test_without_being_asked_for_the_test_split_is_not_read(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "patches"
+    write_patches(root, {"train": (1, 1), "valid": (6, 7), "test": (1, 1)})
+    shutil.rmtree(root / "test")
+    evaluate([str(run), "--data.root", str(root)])
+    assert record_of(run / "evaluation" / "valid")["patches"] == 13
+
+
+def test_tta_averages_the_scores_of_the_eight_symmetries(run: Path) -> None:
+    evaluate([str(run), "--tta"])
+    assert not (run / "evaluation" / "valid").exists()
+    found = predictions_of(run / "evaluation" / "valid_tta").set_index("id")["score"]
+    cli = load_run(RunFolder(run), "best")
+    store = cli.datamodule.packed("valid")
+    patches = store[np.arange(len(store))].patches
+    views = [view.flip(dims) for view in (patches, patches.transpose(2, 3)) for dims in ((), (2,), (3,), (2, 3))]
+    with torch.no_grad():
+        scores = torch.stack([cli.model.eval()(view).sigmoid() for view in views]).mean(dim=0)
+    assert found[store.ids()].to_numpy() == pytest.approx(scores.numpy(), abs=1e-6)
+
+
+def test_several_runs_are_compared_and_averaged(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate([*map(str, runs), "--ensemble"])
+    output = runs[0] / "evaluation" / "valid_comparison"
+    assert (output / "roc_comparison.png").is_file()
+    record = json.loads((output / "comparison.json").read_text())
+    names = ["cnn/version_0", "cnn/version_1", "ensemble of 2"]
+    assert list(record["classifiers"]) == pd.read_csv(output / "comparison.csv")["classifier"].tolist() == names
+    tables = [predictions_of(Path(record["classifiers"][name]["results"])) for name in names]
+    assert tables[2]["score"].to_numpy() == pytest.approx((tables[0]["score"] + tables[1]["score"]) / 2, rel=1e-6)
+    assert [(pair["first"], pair["second"]) for pair in record["auroc_differences"]] == [
+        (names[0], names[1]), (names[0], names[2]), (names[1], names[2]),
+    ]  # fmt: skip
+    pair = record["auroc_differences"][0]
+    labels = tables[0]["label"].to_numpy(float)
+    expected = delong_test(labels, tables[0]["logit"].to_numpy(), tables[1]["logit"].to_numpy())
+    assert (pair["difference"], pair["delong_p"]) == (pytest.approx(expected.difference), pytest.approx(expected.p))
+    assert pair["interval"][0] <= pair["difference"] <= pair["interval"][1]
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+
+
+def test_re_estimated_batch_norm_is_measured_beside_the_run(mobilenet_run: Path) -> None:
+    checkpoint = (mobilenet_run / "checkpoints" / "best.ckpt").read_bytes()
+    evaluate([str(mobilenet_run), "--reestimate_bn"])
+    cli = load_run(RunFolder(mobilenet_run), "best")
+    alone = pd.Series(cli.predict("valid").logits, cli.datamodule.packed("valid").ids())
+    as_trained, anew = (
+        predictions_of(mobilenet_run / "evaluation" / folder).set_index("id")["logit"]
+        for folder in ("valid", "valid_bn")
+    )
+    assert as_trained.to_numpy(np.float32).tolist() == alone[as_trained.index].tolist()
+    assert np.abs(anew - as_trained).min() > 1e-4
+    assert (mobilenet_run / "checkpoints" / "best.ckpt").read_bytes() == checkpoint
+    record = json.loads((mobilenet_run / "evaluation" / "valid_comparison" / "comparison.json").read_text())
+    name = "random_dropout/version_0"
+    assert list(record["classifiers"]) == [name, f"{name}, re-estimated bn"]
+
+
+def test_one_class_is_said_and_never_zero(
+    run: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "one_class"
+    write_patches(root, {"train": (1, 1), "valid": (5, 6), "test": (4, 4)})
+    for split, label in (("valid", 0), ("test", 1)):
+        with h5py.File(PCamDataModule(root, cache_dir=cache_dir).packed(split).path, "r+") as file:
+            file["labels"][:] = label
+    evaluate([str(run), "--data.root", str(root), "--split", "test"])
+    record = record_of(run / "evaluation" / "test")
+    assert {name for name, value in record["metrics"].items() if value is None} == {
+        "auroc", "average_precision", "balanced_accuracy", "specificity", "calibration_slope",
+    }  # fmt: skip
+    assert record["intervals"]["auroc"] is None
+    assert record["positives"] == record["patches"] == 8
+    assert list(record["operating_points"]) == ["0.5"]
+    assert record["calibration"]["temperature"] is record["calibration"]["after"] is None
+    assert "undefined: only one class" in capsys.readouterr().out
+
+
+def test_the_worst_mistakes_are_the_surest_of_each_class_and_no_patch_twice() -> None:
+    logits, labels = [9.0, 8.0, 9.0, -3.0, 2.0, -7.0, 1.0], [0, 0, 0, 0, 1, 1, 1]
+    made = Predictions(
+        ids=list("abcdefg"),
+        labels=np.array(labels, dtype=np.uint8),
+        logits=np.array(logits, dtype=np.float32),
+        groups=list("pqprstu"),
+    )
+    assert script._worst(made).tolist() == [0, 1, 3, 5, 6, 4]
+
+
+def test_an_ensemble_of_one_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(capsys, evaluate, [str(run), "--ensemble"], 1)
+    assert "Expected at least two runs for --ensemble, but found 1" in said
+
+
+def test_runs_on_different_patches_are_not_compared(
+    run: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "others"
+    write_patches(root, {"train": (9, 9), "valid": (3, 4)}, seed=1)
+    other = short_run("cnn", root, cache_dir, tmp_path / "runs")
+    said = sentence(capsys, evaluate, [str(run), str(other)], 1)
+    assert f"Expected runs on the same patches, but the valid split of {run}" in said
+
+
+def test_a_run_that_has_diverged_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["network.head.4.bias"].fill_(float("nan"))
+    torch.save(checkpoint, path)
+    said = sentence(capsys, evaluate, [str(run)], 1)
+    assert f"Expected finite logits from {run}, but 25 of 25 on valid are not" in said
+
+
+def test_a_network_without_batch_norm_has_none_to_re_estimate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "leave out --reestimate_bn" in sentence(capsys, evaluate, [str(run), "--reestimate_bn"], 1)
