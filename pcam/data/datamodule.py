@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from platformdirs import user_cache_path
 
 from pcam.data.augment import Augmentation, augment
@@ -21,8 +22,13 @@ class PCamDataModule(LightningDataModule):
     later uses open the store at once, and pack again only if the folder has changed.
 
     Args:
-        root: Folder with the data: class folders `train`, `valid` (or `val`), `test`, each with `0` and `1`, or the
-            course's `train+val/train` and `train+val/valid`. Images are 96x96 RGB, as jpg, jpeg, png, tif or tiff.
+        root: Folder with the data, in one of these forms. The official `camelyonpatch_level_2_split_train_x.h5` and so
+            on, or the same as `.h5.gz`, with the meta CSVs or without. Kaggle's `train_labels.csv` and `train/*.tif`: a
+            tenth of them becomes the valid split, whole slides if a CSV of `id` and `slide`, or the official files of
+            train with their meta CSV, lie beside them, else chosen by a hash of the id. Class folders `train`, `valid`
+            (or `val`), `test`, each with `0` and `1`, or the course's `train+val/train` and `train+val/valid`: images
+            are 96x96 RGB, as jpg, jpeg, png, tif or tiff. Parquet files `train*.parquet`, `valid*`, `test*`, here or
+            in `data`, with the columns `image` and `label`.
         batch_size: Patches a batch, at least 1, in training and evaluation. Batch norm needs at least 2.
         augmentation: What is done to training patches: "none"; "flips" (left-right, up-down); or "d4" (all eight
             symmetries of the square). Each patch gets its own, anew in each epoch.
@@ -31,6 +37,9 @@ class PCamDataModule(LightningDataModule):
         cache_dir: Folder for the packed stores, 28 kB a patch. Null is the user's cache folder
             ($XDG_CACHE_HOME/pcam or ~/.cache/pcam on Linux). Nothing is ever written below `root`.
         seed: Seed of the order of training patches and of their augmentation; scripts link it to `seed_everything`.
+        deduplicate: Whether to keep, in each split, one patch of each group with identical pixels, and none of a group
+            with both labels, as nothing tells which is right. The official splits have 50,000 repeats; published
+            numbers are on splits with their repeats.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class PCamDataModule(LightningDataModule):
         num_workers: int = 0,
         cache_dir: Path | None = None,
         seed: int = 1,
+        deduplicate: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -53,6 +63,7 @@ class PCamDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir) if cache_dir else user_cache_path("pcam")
         self.seed = seed
+        self.deduplicate = deduplicate
         self._stores: dict[SplitName, PackedSplit] = {}
 
     def packed(self, split: SplitName) -> PackedSplit:
@@ -68,11 +79,22 @@ class PCamDataModule(LightningDataModule):
             UserError: If the data cannot be found or read; the message says what and where.
         """
         if split not in self._stores:
-            source = find_layout(self.root).split(split)
-            place = hashlib.sha256(bytes(self.root.resolve())).hexdigest()[:12]
-            path = self.cache_dir / f"{self.root.resolve().name}-{place}" / f"{split}.h5"
-            self._stores[split] = pack(source, path, f"Packing {split} of {self.root}")
+            files = find_layout(self.root).split(split)
+            store = pack(files, self.store_path(split), f"Packing {split}", deduplicate=self.deduplicate)
+            if self.deduplicate:
+                rank_zero_info(
+                    f"{split}: kept {len(store):,} patches, dropped {store.repeats_dropped:,} repeats of them and "
+                    f"{store.conflicts_dropped:,} patches whose identical pixels carry both labels."
+                )
+            self._stores[split] = store
         return self._stores[split]
+
+    def store_path(self, split: SplitName) -> Path:
+        """The file that a split's store has in the cache, packed or not yet."""
+        root = self.root.resolve()
+        place = hashlib.sha256(bytes(root)).hexdigest()[:12]
+        name = f"{split}-{'deduplicated' if self.deduplicate else 'all'}.h5"
+        return self.cache_dir / f"{root.name}-{place}" / name
 
     def prepare_data(self) -> None:
         """Pack what training reads, before there are several processes."""

@@ -8,7 +8,11 @@ process shares its pages, forked workers share no HDF5 handle, and any HDF5 tool
 import hashlib
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
@@ -18,19 +22,25 @@ import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pcam.atomic import atomic_path
-from pcam.data.layouts import Split
+from pcam.data.layouts import Split, SplitFiles, pixel_hash
+from pcam.data.threads import in_threads
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
 
-FORMAT: Final = "pcam-packed"
-VERSION: Final = 1
+FORMAT: Final = b"pcam-packed"
+VERSION: Final = 2
 CHUNK: Final = 256
-"""Patches that are decoded, hashed and written together; 256 are 7 MB."""
+"""Patches that are read from a store or written to it together; 256 are 7 MB."""
 
+TASK: Final = 64
+"""Patches that one thread decodes and hashes together: 1.8 MB, so that a hundred cores need little memory."""
+
+PATCH_SHAPE: Final = (PATCH_SIZE, PATCH_SIZE, 3)
 PATCH_BYTES: Final = PATCH_SIZE * PATCH_SIZE * 3
+
+DELETE: Final = "delete it, and the next run packs it again"
 
 
 class PackedSplit:
@@ -45,6 +55,8 @@ class PackedSplit:
         labels: Shape (patches,), 0 or 1.
         fingerprint: SHA-256 over the SHA-1 and label of every row: the same patches give the same one in any form.
         signature: The signature of the files it was packed from.
+        repeats_dropped: Patches that were left out because one with identical pixels is there.
+        conflicts_dropped: Patches that were left out because identical pixels carried both labels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,17 +72,18 @@ class PackedSplit:
         try:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-                    raise KeyError(f"no mark '{FORMAT}', version {VERSION}")
+                    raise ValueError(f"it has no mark '{FORMAT.decode()}', version {VERSION}")
                 patches = file["patches"]
                 self.labels: NDArray[np.uint8] = file["labels"][:]
-                self.fingerprint = str(file.attrs["fingerprint"])
-                self.signature = str(file.attrs["signature"])
+                self.fingerprint: str = file.attrs["fingerprint"].decode()
+                self.signature: str = file.attrs["signature"].decode()
+                self.repeats_dropped = int(file.attrs["repeats_dropped"])
+                self.conflicts_dropped = int(file.attrs["conflicts_dropped"])
                 shape, offset = patches.shape, patches.id.get_offset()
-        except (OSError, KeyError) as error:
-            raise UserError(
-                f"Expected a packed split in {path}, but it cannot be used ({error}); "
-                f"delete it, and the next run packs it again."
-            ) from error
+                if shape != (len(self.labels), *PATCH_SHAPE) or offset is None:
+                    raise ValueError(f"it holds an array of shape {shape} for {len(self.labels)} labels")
+        except (OSError, KeyError, ValueError) as error:
+            raise _unusable(path, error) from error
         self.patches: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape)
 
     def __reduce__(self) -> tuple[type["PackedSplit"], tuple[Path]]:
@@ -97,16 +110,54 @@ class PackedSplit:
 
     def ids(self) -> list[str]:
         """The name that each row had in the data set it was packed from."""
-        with h5py.File(self.path, "r") as file:
-            return [os.fsdecode(name) for name in file["ids"][:]]
+        return [os.fsdecode(name) for name in self._column("ids")]
+
+    def slides(self) -> list[str] | None:
+        """The slide that each row is from, if the data set tells."""
+        slides = [os.fsdecode(name) for name in self._column("slides")]
+        return slides if any(slides) else None
 
     def pixel_hashes(self) -> list[str]:
         """The SHA-1 of each row's 27,648 RGB bytes, in hexadecimal; equal for identical pixels."""
-        with h5py.File(self.path, "r") as file:
-            return [digest.tobytes().hex() for digest in file["sha1"][:]]
+        return [digest.tobytes().hex() for digest in self._column("sha1")]
+
+    def is_of(self, files: SplitFiles, deduplicate: bool) -> bool:
+        """Whether it was packed from files as they are now, in the same way."""
+        return self.signature == _signature(files, deduplicate)
+
+    def verify(self) -> None:
+        """Hash all patches again.
+
+        Raises:
+            UserError: If a patch, a label or a name is not what was packed.
+        """
+
+        def hash_rows(start: int) -> NDArray[np.uint8]:
+            return _hash(self.patches[start : start + CHUNK])
+
+        tasks = (partial(hash_rows, start) for start in range(0, len(self), CHUNK))
+        hashes = np.concatenate(list(in_threads(tasks, len(self), f"Verifying {self.path.name}")))
+        altered = np.flatnonzero((hashes != self._column("sha1")).any(axis=1))
+        found = None
+        if len(altered):
+            found = f"other pixels in {len(altered):,} of {len(self):,} rows, the first row {altered[0]}"
+        elif _fingerprint(np.column_stack([hashes, self.labels])) != self.fingerprint:
+            found = "other labels"
+        if found:
+            raise UserError(f"Expected in {self.path} what was packed, but found {found}; {DELETE}.")
+        for name in ("ids", "slides"):  # HDF5 compares their checksums
+            self._column(name)
+
+    def _column(self, name: str) -> NDArray[np.uint8]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                column: NDArray[np.uint8] = file[name][:]
+        except (OSError, KeyError) as error:
+            raise _unusable(self.path, error) from error
+        return column
 
 
-def pack(split: Split, path: Path, description: str) -> PackedSplit:
+def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool = False) -> PackedSplit:
     """Open the store of a split, packing it first if it is not there or its files have changed.
 
     Decodes on all cores, holds a few hundred patches in memory at a time, and needs free disk space for the patches
@@ -114,83 +165,140 @@ def pack(split: Split, path: Path, description: str) -> PackedSplit:
     leaves no store behind.
 
     Args:
-        split: What to pack.
+        files: What to pack.
         path: Where the store belongs.
         description: What the progress bar says.
+        deduplicate: Whether to keep one patch of each group with identical pixels, and none of a group with both
+            labels: nothing tells which of the two is right.
 
     Returns:
         The store, open.
 
     Raises:
-        UserError: If a patch cannot be read, or the disk has no room.
+        UserError: If a patch cannot be read, the disk has no room, or another file is in the store's place.
     """
+    if path.exists():
+        store = PackedSplit(path)
+        if store.is_of(files, deduplicate):
+            return store
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if path.exists():
             store = PackedSplit(path)
-            if store.signature == split.signature:
+            if store.is_of(files, deduplicate):  # another process has packed it meanwhile
                 return store
             rank_zero_info(f"The files behind {path} have changed since it was packed: packing them again.")
-        for stale in path.parent.glob(f".{path.name}.*.tmp*"):  # of a process that was killed: we hold the lock
-            stale.unlink()
-        needed = 2 * len(split.ids) * PATCH_BYTES
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise UserError(
-                f"Expected {needed / 1e9:.1f} GB of free disk space to pack into {path.parent}, but found "
-                f"{free / 1e9:.1f} GB; make room, or choose another disk with --data.cache_dir."
-            )
-        with atomic_path(path) as temporary:
-            spool = temporary.with_name(temporary.name + ".unsorted")
-            try:
-                shape = (len(split.ids), PATCH_SIZE, PATCH_SIZE, 3)
-                unsorted: PatchArray = np.memmap(spool, dtype=np.uint8, mode="w+", shape=shape)
+        for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            unsorted = Path(folder) / "unsorted"
+            with files.open(Path(folder)) as split:
+                _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES)
                 hashes = _decode(split, unsorted, description)
-                _write_sorted(temporary, split, unsorted, hashes)
-            finally:
-                spool.unlink(missing_ok=True)
+            with atomic_path(path) as temporary, unsorted.open("rb") as patches:
+                _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
     return PackedSplit(path)
 
 
-def _decode(split: Split, unsorted: PatchArray, description: str) -> NDArray[np.uint8]:
-    """Write all patches in the order in which they are listed; return their SHA-1, shape (patches, 20)."""
-    count = len(unsorted)
-    hashes = np.empty((count, 20), dtype=np.uint8)
+@dataclass(frozen=True)
+class _Decoded:
+    patches: PatchArray
+    hashes: NDArray[np.uint8]
 
-    def decode(start: int) -> int:
-        patches = split.read(start, min(start + CHUNK, count))
-        for row, patch in enumerate(patches, start):
-            unsorted[row] = patch
-            hashes[row] = np.frombuffer(hashlib.sha1(patch, usedforsecurity=False).digest(), dtype=np.uint8)
-        return len(patches)
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Threads, not processes: the image decoders and SHA-1 release the interpreter's lock.
-    with Progress(*columns) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
-        task = progress.add_task(description, total=count)
-        try:
-            for done in pool.map(decode, range(0, count, CHUNK)):
-                progress.advance(task, done)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return hashes
+    def __len__(self) -> int:
+        return len(self.patches)
 
 
-def _write_sorted(path: Path, split: Split, unsorted: PatchArray, hashes: NDArray[np.uint8]) -> None:
+def _signature(files: SplitFiles, deduplicate: bool) -> str:
+    return f"{files.signature} deduplicated" if deduplicate else files.signature
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"Expected {needed / 1e9:.1f} GB of free disk space to pack into {folder}, but found {free / 1e9:.1f} GB; "
+            f"make room, or choose another disk with --data.cache_dir."
+        )
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    return UserError(f"Expected a packed split in {path}, but it cannot be used ({error}); {DELETE}.")
+
+
+def _hash(patches: PatchArray) -> NDArray[np.uint8]:
+    """The SHA-1 of each patch, shape (patches, 20)."""
+    return np.frombuffer(b"".join(map(pixel_hash, patches)), dtype=np.uint8).reshape(-1, 20)
+
+
+def _fingerprint(keys: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(keys).data).hexdigest()
+
+
+def _decode(split: Split, unsorted: Path, description: str) -> NDArray[np.uint8]:
+    """Write all patches to a file, in the order in which they are listed; return their SHA-1, shape (patches, 20)."""
+
+    def decode(read: Callable[[], PatchArray]) -> _Decoded:
+        patches = read()
+        return _Decoded(patches, _hash(patches))
+
+    tasks = (partial(decode, read) for read in split.read(TASK))
+    hashes = []
+    # A plain file: the pages of a mapped one would count as this process's memory.
+    with unsorted.open("wb") as file:
+        for decoded in in_threads(tasks, len(split.ids), description):
+            file.write(np.ascontiguousarray(decoded.patches).data)
+            hashes.append(decoded.hashes)
+    return np.concatenate(hashes)
+
+
+def _write_sorted(
+    path: Path, split: Split, hashes: NDArray[np.uint8], unsorted: BufferedReader, signature: str, deduplicate: bool
+) -> None:
     """Write the store, in the order of (SHA-1, label)."""
     labels = np.asarray(split.labels, dtype=np.uint8)
     keys = np.ascontiguousarray(np.column_stack([hashes, labels]))
     order = np.argsort(keys.view(f"S{keys.shape[1]}").ravel(), kind="stable")
-    ids = np.array([os.fsencode(name) for name in split.ids])
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = FORMAT
+    repeats = conflicts = 0
+    if deduplicate:
+        order, repeats, conflicts = _without_repeats(order, hashes, labels)
+    # From version 1.10 on, HDF5 has checksums for its own records; attributes are among them if of fixed length.
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = VERSION
-        file.attrs["signature"] = split.signature
-        file.attrs["fingerprint"] = hashlib.sha256(keys[order].tobytes()).hexdigest()
-        file["labels"] = labels[order]
-        file["sha1"] = hashes[order]
-        file["ids"] = ids[order]
-        patches = file.create_dataset("patches", shape=unsorted.shape, dtype=np.uint8)
+        file.attrs["signature"] = np.bytes_(signature.encode())
+        file.attrs["fingerprint"] = np.bytes_(_fingerprint(keys[order]).encode())
+        file.attrs["repeats_dropped"] = repeats
+        file.attrs["conflicts_dropped"] = conflicts
+        slides = [""] * len(labels) if split.slides is None else split.slides
+        columns = {"labels": labels, "sha1": hashes, "ids": _encoded(split.ids), "slides": _encoded(slides)}
+        for name, values in columns.items():
+            file.create_dataset(name, data=values[order], fletcher32=True)
+        patches = file.create_dataset("patches", shape=(len(order), *PATCH_SHAPE), dtype=np.uint8)
+        chunk = np.empty((CHUNK, *PATCH_SHAPE), dtype=np.uint8)
         for start in range(0, len(order), CHUNK):
-            patches[start : start + CHUNK] = unsorted[order[start : start + CHUNK]]
+            rows = order[start : start + CHUNK]
+            for place, row in enumerate(rows):
+                unsorted.seek(row * PATCH_BYTES)
+                unsorted.readinto(chunk[place].data)
+            patches[start : start + CHUNK] = chunk[: len(rows)]
+
+
+def _without_repeats(
+    order: NDArray[np.int64], hashes: NDArray[np.uint8], labels: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], int, int]:
+    """Keep the first of each group with the same hash, and none of a group with both labels.
+
+    Returns:
+        The rows that are kept, in order; the number of repeats dropped; the number of patches in conflict dropped.
+    """
+    is_first = np.append(True, (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1))
+    group = np.cumsum(is_first) - 1
+    sizes, tumours = np.bincount(group), np.bincount(group, labels[order])
+    in_conflict = (tumours > 0) & (tumours < sizes)
+    kept = order[is_first & ~in_conflict[group]]
+    return kept, int((sizes - 1)[~in_conflict].sum()), int(sizes[in_conflict].sum())
+
+
+def _encoded(names: Sequence[str]) -> NDArray[np.bytes_]:
+    return np.array([os.fsencode(name) for name in names])

@@ -1,0 +1,94 @@
+"""Patches as image files."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pcam.errors import UserError
+from pcam.patches import PATCH_SIZE, PatchArray
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
+"""Compared in lower case."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, and not that of what macOS keeps beside one."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode one image file.
+
+    Args:
+        path: A JPEG, PNG or TIFF file of 96x96 pixels in 8-bit RGB.
+
+    Returns:
+        Shape (96, 96, 3), values 0..255.
+
+    Raises:
+        UserError: If the file cannot be read, or is of another size or mode.
+    """
+    return decode_image(path, str(path))
+
+
+def decode_image(source: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
+    """Decode one image, as `read_image`, from a file or from memory.
+
+    Args:
+        source: The image.
+        where: What messages call it.
+
+    Returns:
+        Shape (96, 96, 3), values 0..255.
+
+    Raises:
+        UserError: If the image cannot be read, or is of another size or mode.
+    """
+    try:
+        with Image.open(source) as image:
+            if image.size != (PATCH_SIZE, PATCH_SIZE):
+                raise UserError(
+                    f"Expected patches of {PATCH_SIZE}x{PATCH_SIZE} pixels, but {where} has "
+                    f"{image.width}x{image.height}; remove it or cut it to size."
+                )
+            if image.mode != "RGB":
+                raise UserError(
+                    f"Expected patches in 8-bit RGB, but {where} has mode '{image.mode}'; convert it or remove it."
+                )
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(
+            f"Expected an image in {where}, but it cannot be read ({reason}); replace it or remove it."
+        ) from error
+
+
+def read_images(root: Path, names: Sequence[str], count: int) -> Iterator[Callable[[], PatchArray]]:
+    """Give the tasks that decode image files.
+
+    Args:
+        root: The folder.
+        names: The files, below it.
+        count: Patches a task.
+
+    Yields:
+        The tasks, in order.
+    """
+
+    def read(start: int) -> PatchArray:
+        return np.stack([read_image(root / name) for name in names[start : start + count]])
+
+    for start in range(0, len(names), count):
+        yield partial(read, start)
+
+
+def pixel_hash(patch: NDArray[np.uint8]) -> bytes:
+    """The SHA-1 of a patch's 27,648 RGB bytes: equal for identical pixels, and the id that Kaggle gave the patch."""
+    return hashlib.sha1(np.ascontiguousarray(patch).data, usedforsecurity=False).digest()

@@ -1,0 +1,200 @@
+"""The files of Kaggle's competition "Histopathologic Cancer Detection"."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+
+from pcam.data.layouts.folders import unlabelled_folder
+from pcam.data.layouts.images import is_image, pixel_hash, read_images
+from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature
+from pcam.data.layouts.official import find_official, official_file, official_meta
+from pcam.data.layouts.tables import checked_ids, checked_labels, listed, read_csv
+from pcam.data.threads import in_threads
+from pcam.errors import UserError
+from pcam.patches import PatchArray, SplitName
+
+KAGGLE: Final = "Kaggle's files"
+
+VALID_SHARE: Final = 0.1
+"""Share of the labelled patches that makes the valid split; a ninth in the official splits, a tenth in the course's."""
+
+PATCHES_AT_ONCE: Final = 64
+
+
+def read_kaggle(root: Path) -> Layout | None:
+    """Read `train_labels.csv` and `train/*.tif`, of which a tenth becomes the valid split; `test` has no labels.
+
+    The valid split is made of whole slides if they are known: from a CSV with the columns `id` and `slide` (or `wsi`),
+    or from the official files of train with their meta CSV, all beside `train_labels.csv`. Else a hash of the id
+    decides, and both splits have patches of the same slides.
+    """
+    if not (root / "train_labels.csv").exists():
+        return None
+    splits: dict[SplitName, Callable[[], SplitFiles]] = {
+        "train": partial(_find, root, "train"),
+        "valid": partial(_find, root, "valid"),
+    }
+    return Layout(KAGGLE, root, splits, unlabelled_folder(root))
+
+
+def kaggle_labels(root: Path) -> pd.Series:
+    """Read the label of each of Kaggle's train patches.
+
+    Args:
+        root: The folder with `train_labels.csv`.
+
+    Returns:
+        The labels, under their ids.
+
+    Raises:
+        UserError: If the CSV is wrong in itself, or does not name the files of `train`.
+    """
+    path, folder = root / "train_labels.csv", root / "train"
+    table = read_csv(path, ["id", "label"])
+    labels = pd.Series(checked_labels(table["label"], path), checked_ids(table["id"], path))
+    files = {name.removesuffix(".tif") for name, _ in _files(root)}
+    missing, extra = set(labels.index) - files, files - set(labels.index)
+    if missing:
+        raise UserError(
+            f"Expected a file {folder}/<id>.tif for each id in {path}, but found none for {len(missing):,} of them "
+            f"({listed(missing)}); unpack Kaggle's archive anew."
+        )
+    if extra:
+        raise UserError(
+            f"Expected a row in {path} for each file in {folder}, but found none for {len(extra):,} of them "
+            f"({listed(extra)}); move these files away, or unpack Kaggle's archive anew."
+        )
+    return labels
+
+
+def _files(root: Path) -> list[tuple[str, os.stat_result]]:
+    folder = root / "train"
+    if not folder.is_dir():
+        raise UserError(
+            f"Expected a folder {folder} beside train_labels.csv, but found none; unpack Kaggle's archive anew."
+        )
+    with os.scandir(folder) as entries:
+        return sorted((entry.name, entry.stat()) for entry in entries if is_image(entry.name))
+
+
+def _find(root: Path, split: SplitName) -> SplitFiles:
+    """Find the patches of both splits, and all that decides which of them a patch is in."""
+    table, official = _slide_table(root), _official_train(root)
+    if table is not None:
+        how = f"of whole slides, by {table}"
+    elif official is not None:
+        how = "of whole slides, by the official files of train beside them"
+    else:
+        how = (
+            "by a seeded hash of their ids: slides are not known, so both splits have patches of the same ones, and "
+            "validation scores are too good"
+        )
+    if split == "valid":  # once for both
+        rank_zero_info(f"A tenth of the labelled patches in {root} makes the split 'valid', chosen {how}.")
+    tables = [path for path in (root / "train_labels.csv", table) if path is not None]
+    own = signature([*((path.name, path.stat()) for path in tables), *_files(root)])
+    return SplitFiles(f"{own} {official.signature if official else None}", partial(_open, root, split))
+
+
+@contextmanager
+def _open(root: Path, split: SplitName, scratch: Path) -> Iterator[Split]:
+    labels = kaggle_labels(root)
+    slides = _slides(root, labels.index, scratch)
+    valid = _choose_patches(labels.index) if slides is None else _choose_slides(slides, root)
+    rows = valid == (split == "valid")
+    ids = labels.index[rows].tolist()
+    yield Split(
+        ids,
+        checked_labels(labels[rows], f"the split '{split}' made of {root / 'train_labels.csv'}"),
+        partial(read_images, root, [f"train/{patch_id}.tif" for patch_id in ids]),
+        None if slides is None else slides[rows].tolist(),
+    )
+
+
+def _choose_patches(ids: pd.Index) -> NDArray[np.bool_]:
+    """Choose a tenth; whether a patch is chosen depends on its id alone."""
+    digests = (hashlib.sha256(f"valid/{patch_id}".encode()).digest() for patch_id in ids)
+    return np.array([int.from_bytes(digest[:8]) < VALID_SHARE * 2**64 for digest in digests])
+
+
+def _choose_slides(slides: pd.Series, root: Path) -> NDArray[np.bool_]:
+    """Choose whole slides, in the order of their hashes, that have a tenth of the patches together or a little less."""
+    counts = slides.value_counts()
+    if len(counts) < 2:
+        raise UserError(
+            f"Expected patches of at least two slides in {root}, to make a split 'valid' of whole slides, but found "
+            f"only {listed(counts.index)}; move the file that says so away to choose by id."
+        )
+    room = max(VALID_SHARE * len(slides), counts.min())
+    chosen = []
+    for slide in sorted(counts.index, key=lambda slide: hashlib.sha256(f"valid/{slide}".encode()).digest()):
+        if counts[slide] <= room:
+            chosen.append(slide)
+            room -= counts[slide]
+    return slides.isin(chosen).to_numpy()
+
+
+def _slides(root: Path, ids: pd.Index, scratch: Path) -> pd.Series | None:
+    """The slide of each patch, if that is known."""
+    table, official = _slide_table(root), _official_train(root)
+    if table is not None:
+        rows = read_csv(table, ["id"])
+        column = "slide" if "slide" in rows else "wsi"
+        known = pd.Series(rows[column].to_numpy(), checked_ids(rows["id"], table)).replace("", None)
+    elif official is not None:
+        known = _slides_by_pixels(official, scratch)
+    else:
+        return None
+    slides = known.reindex(ids)
+    unknown = slides.index[slides.isna()]
+    if len(unknown):
+        raise UserError(
+            f"Expected {table or 'the official files of train'} to tell the slide of each patch in "
+            f"{root / 'train_labels.csv'}, but found none for {len(unknown):,} of {len(ids):,} ({listed(unknown)}); "
+            f"complete it, or move it away to choose by id."
+        )
+    return slides
+
+
+def _slide_table(root: Path) -> Path | None:
+    """Find the CSV with the columns `id` and `slide` or `wsi`."""
+    tables = []
+    for path in sorted(root.glob("*.csv")):
+        with path.open(errors="replace") as file:
+            columns = {name.strip(' "\r\n') for name in file.readline().split(",")}
+        if "id" in columns and columns & {"slide", "wsi"}:
+            tables.append(path)
+    if len(tables) > 1:
+        raise UserError(
+            f"Expected one CSV with the columns id and slide in {root}, but found "
+            f"{listed(path.name for path in tables)}; move all but one away."
+        )
+    return tables[0] if tables else None
+
+
+def _official_train(root: Path) -> SplitFiles | None:
+    """Find the official files that Kaggle's patches were taken from, if all three are there."""
+    there = official_file(root, "train", "x") and official_file(root, "train", "y") and official_meta(root, "train")
+    return find_official(root, "train") if there else None
+
+
+def _slides_by_pixels(files: SplitFiles, scratch: Path) -> pd.Series:
+    """The slide of each SHA-1 of a patch's pixels."""
+
+    def hash_patches(read: Callable[[], PatchArray]) -> list[str]:
+        return [pixel_hash(patch).hex() for patch in read()]
+
+    with files.open(scratch) as split:
+        tasks = (partial(hash_patches, read) for read in split.read(PATCHES_AT_ONCE))
+        chunks = list(in_threads(tasks, len(split.ids), "Looking up slides in the official files"))
+        slides = pd.Series(split.slides, [pixels for chunk in chunks for pixels in chunk])
+    return slides[~slides.index.duplicated()]

@@ -1,0 +1,445 @@
+"""Every form is recognised, the same patches give the same store in each, and what is wrong is said in a sentence."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from pcam.data import PCamDataModule
+from pcam.data.layouts import find_layout, read_image
+from pcam.data.packed import PackedSplit
+from pcam.errors import UserError
+from pcam.patches import SplitName
+from tests.data.forms import (
+    COUNTS,
+    STEM,
+    WRITERS,
+    Patches,
+    encode,
+    kaggle_id,
+    noise,
+    slides_of,
+    write_classes,
+    write_course,
+    write_kaggle,
+    write_official,
+    write_official_packed,
+    write_official_with_meta,
+    write_parquet,
+)
+
+
+@pytest.fixture(scope="module")
+def patches() -> Patches:
+    return noise()
+
+
+@pytest.fixture(scope="module")
+def expected(patches: Patches, tmp_path_factory: pytest.TempPathFactory) -> PCamDataModule:
+    """The patches as class folders: what every other form has to give."""
+    folder = tmp_path_factory.mktemp("expected")
+    write_classes(folder / "patches", patches)
+    return PCamDataModule(folder / "patches", batch_size=8, cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_the_same_patches_give_the_same_batches_in_the_same_order(
+    form: str, patches: Patches, expected: PCamDataModule, tmp_path: Path
+) -> None:
+    WRITERS[form](tmp_path / "patches", patches)
+    found = PCamDataModule(tmp_path / "patches", batch_size=8, cache_dir=tmp_path / "cache")
+    splits: list[SplitName] = ["train", "valid"] if form == "course" else ["train", "valid", "test"]
+    for split in splits:
+        store = found.packed(split)
+        assert (int((store.labels == 0).sum()), int(store.labels.sum())) == COUNTS[split]
+        assert store.fingerprint == expected.packed(split).fingerprint
+    loaders = found.train_dataloader(), expected.train_dataloader()
+    for epoch in range(2):
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+        for batch, other in zip(*loaders, strict=True):
+            assert all(torch.equal(one, two) for one, two in zip(batch, other, strict=True))
+
+
+@pytest.mark.parametrize("form", ["official_with_meta", "official_packed", "parquet"])
+def test_ids_are_indices_and_lead_back_to_the_patch(form: str, patches: Patches, tmp_path: Path) -> None:
+    WRITERS[form](tmp_path / "patches", patches)
+    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("train")
+    images, labels = patches["train"]
+    assert sorted(store.ids()) == [f"train/{index:07d}" for index in range(len(labels))]
+    indices = [int(patch_id.removeprefix("train/")) for patch_id in store.ids()]
+    np.testing.assert_array_equal(store.patches, images[indices])
+    np.testing.assert_array_equal(store.labels, labels[indices])
+    slides = store.slides()
+    if form == "official_with_meta":
+        assert slides == [slides_of(labels)[index] for index in indices]
+    else:
+        assert slides is None
+
+
+def test_nothing_but_the_store_and_its_lock_is_left_in_the_cache(patches: Patches, tmp_path: Path) -> None:
+    write_official_packed(tmp_path / "patches", patches)
+    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("test")
+    assert {path.name for path in store.path.parent.iterdir()} == {"test-all.h5", "test-all.h5.lock"}
+
+
+def test_chunks_of_hdf5_are_read_whatever_their_size(
+    patches: Patches, expected: PCamDataModule, tmp_path: Path
+) -> None:
+    write_official(tmp_path / "patches", patches)
+    with h5py.File(tmp_path / "patches" / f"{STEM}_train_x.h5", "w") as file:
+        file.create_dataset("x", data=patches["train"][0], chunks=(7, 96, 48, 3), compression="gzip")
+    found = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("train")
+    assert found.fingerprint == expected.packed("train").fingerprint
+
+
+def test_parquet_may_hold_images_without_structs_and_labels_as_truth_values(
+    patches: Patches, expected: PCamDataModule, tmp_path: Path
+) -> None:
+    for split, (images, labels) in patches.items():
+        rows = pd.DataFrame({"image": [encode(image) for image in images], "label": labels == 1})
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    found = PCamDataModule(tmp_path, cache_dir=tmp_path / "cache").packed("train")
+    assert found.fingerprint == expected.packed("train").fingerprint
+
+
+def rows_of(store: PackedSplit) -> dict[str, int]:
+    return dict(zip(store.ids(), store.labels.tolist(), strict=True))
+
+
+MANY = noise({"train": (160, 140), "test": (3, 2)}, seed=5)
+
+
+@pytest.fixture(scope="module")
+def kaggle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kaggle's files without slides; nobody may write to it."""
+    root = tmp_path_factory.mktemp("kaggle") / "patches"
+    write_kaggle(root, MANY)
+    return root
+
+
+def link(kaggle_root: Path, root: Path) -> Path:
+    """Kaggle's files once more, for a test to change."""
+    root.mkdir()
+    for name in ("train", "test"):
+        (root / name).mkdir()
+        for path in (kaggle_root / name).iterdir():
+            (root / name / path.name).hardlink_to(path)
+    (root / "train_labels.csv").write_bytes((kaggle_root / "train_labels.csv").read_bytes())
+    return root
+
+
+def test_kaggle_gives_a_tenth_to_valid_by_a_hash_of_the_id(
+    kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = PCamDataModule(kaggle_root, cache_dir=tmp_path / "cache")
+    train, valid = rows_of(data.packed("train")), rows_of(data.packed("valid"))
+    images, labels = MANY["train"]
+    assert train | valid == {kaggle_id(image): label for image, label in zip(images, labels.tolist(), strict=True)}
+    assert not train.keys() & valid.keys()
+    assert 0.05 < len(valid) / (len(train) + len(valid)) < 0.16
+    assert data.packed("train").slides() is None
+    assert data.packed("train").ids() == data.packed("train").pixel_hashes()
+    assert "chosen by a seeded hash of their ids: slides are not known" in caplog.text
+
+
+def test_another_patch_on_kaggle_moves_no_patch_to_the_other_split(kaggle_root: Path, tmp_path: Path) -> None:
+    root = link(kaggle_root, tmp_path / "patches")
+    table = pd.read_csv(root / "train_labels.csv")
+    (root / "train" / f"{table['id'][0]}.tif").unlink()
+    table[1:].to_csv(root / "train_labels.csv", index=False)
+    all_of_them = PCamDataModule(kaggle_root, cache_dir=tmp_path / "cache").packed("valid").ids()
+    fewer = PCamDataModule(root, cache_dir=tmp_path / "cache").packed("valid").ids()
+    assert fewer == [patch_id for patch_id in all_of_them if patch_id != table["id"][0]]
+
+
+def slides_of_kaggle(data: PCamDataModule) -> tuple[dict[str, str], dict[str, str]]:
+    stores = data.packed("train"), data.packed("valid")
+    train, valid = (dict(zip(store.ids(), store.slides() or [], strict=True)) for store in stores)
+    return train, valid
+
+
+@pytest.mark.parametrize("column", ["slide", "wsi"])
+def test_kaggle_is_split_by_slide_if_a_csv_tells_them(
+    column: str, kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    root = link(kaggle_root, tmp_path / "patches")
+    ids = pd.read_csv(root / "train_labels.csv")["id"]
+    slides = {patch_id: f"slide {index % 30}" for index, patch_id in enumerate(ids)}
+    pd.DataFrame(slides.items(), columns=["id", column]).to_csv(root / "slides.csv", index=False)
+    train, valid = slides_of_kaggle(PCamDataModule(root, cache_dir=tmp_path / "cache"))
+    assert train | valid == slides
+    assert not set(train.values()) & set(valid.values())
+    assert len(valid) == 29  # three of 30 slides of ten patches, one of which has one patch less
+    assert f"chosen of whole slides, by {root}/slides.csv" in caplog.text
+
+
+@pytest.mark.parametrize("write", [write_official_with_meta, write_official_packed])
+def test_kaggle_is_split_by_slide_if_the_official_files_tell_them(
+    write: Callable[[Path, Patches], None], kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    root = link(kaggle_root, tmp_path / "patches")
+    images, labels = MANY["train"]
+    order = np.random.default_rng(0).permutation(len(labels))
+    official: Patches = {"train": (images[order], labels[order])}
+    write(root, official)
+    if write is write_official_packed:
+        write_official_with_meta(tmp_path / "meta", official)
+        (tmp_path / "meta" / f"{STEM}_train_meta.csv").rename(root / f"{STEM}_train_meta.csv")
+    train, valid = slides_of_kaggle(PCamDataModule(root, cache_dir=tmp_path / "cache"))
+    known = zip((kaggle_id(image) for image in official["train"][0]), slides_of(labels), strict=True)
+    assert train | valid == dict(reversed(list(known)))
+    assert not set(train.values()) & set(valid.values())
+    assert 30 <= len(valid) <= 40  # one of eight slides: the others would make more than a tenth
+    assert "chosen of whole slides, by the official files of train" in caplog.text
+
+
+def test_kaggle_gives_the_same_store_as_class_folders(kaggle_root: Path, tmp_path: Path) -> None:
+    found = PCamDataModule(kaggle_root, cache_dir=tmp_path / "cache")
+    splits: list[SplitName] = ["train", "valid"]
+    write_classes(
+        tmp_path / "patches", {split: (found.packed(split).patches, found.packed(split).labels) for split in splits}
+    )
+    expected = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache")
+    for split in splits:
+        assert found.packed(split).fingerprint == expected.packed(split).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ("classes", "train/1/*.png"),
+        ("course", "train+val/train/0/*.png"),
+        ("official", f"{STEM}_train_x.h5"),
+        ("official_packed", f"{STEM}_train_y.h5.gz"),
+        ("official_with_meta", f"{STEM}_train_meta.csv"),
+        ("parquet", "data/train-00001-of-00002.parquet"),
+        ("kaggle", "train/*.tif"),
+        ("kaggle", "train_labels.csv"),
+        ("kaggle", "slides.csv"),
+    ],
+)
+def test_a_changed_file_changes_the_signature(form: str, pattern: str, patches: Patches, tmp_path: Path) -> None:
+    (WRITERS | {"kaggle": write_kaggle})[form](tmp_path, patches)
+    (tmp_path / "slides.csv").write_text("id,slide\n")
+    before = find_layout(tmp_path).split("train").signature
+    assert find_layout(tmp_path).split("train").signature == before
+    os.utime(sorted(tmp_path.glob(pattern))[0], ns=(1, 1))
+    assert find_layout(tmp_path).split("train").signature != before
+
+
+def in_hdf5(name: str, key: str, values: object) -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        with h5py.File(root / f"{STEM}_{name}.h5", "w") as file:
+            file[key] = values
+
+    return write
+
+
+def cut(pattern: str, share: float = 0.5) -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        path = sorted(root.glob(pattern))[0]
+        os.truncate(path, int(path.stat().st_size * share))
+
+    return write
+
+
+def text(name: str, contents: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_text(contents) and None
+
+
+def remove(pattern: str) -> Callable[[Path], None]:
+    return lambda root: sorted(root.glob(pattern))[0].unlink()
+
+
+def edit(name: str, column: str, row: int, value: object) -> Callable[[Path], None]:
+    """Change one cell of a CSV; None drops the column."""
+
+    def write(root: Path) -> None:
+        table = pd.read_csv(root / name, dtype=str)
+        if value is None:
+            table = table.drop(columns=column)
+        else:
+            table.loc[row, column] = value
+        table.to_csv(root / name, index=False)
+
+    return write
+
+
+def in_parquet(column: str, value: object) -> Callable[[Path], None]:
+    """Change a column of the valid split: its third value, or its name."""
+
+    def write(root: Path) -> None:
+        path = root / "data" / "validation-00000-of-00001.parquet"
+        rows = pq.read_table(path).to_pandas()
+        if isinstance(value, str):
+            rows = rows.rename(columns={column: value})
+        else:
+            rows[column] = [value if index == 2 else cell for index, cell in enumerate(rows[column])]
+        rows.to_parquet(path)
+
+    return write
+
+
+def image(pattern: str, mode: str, size: tuple[int, int]) -> Callable[[Path], None]:
+    return lambda root: Image.new(mode, size).save(sorted(root.glob(pattern))[0])
+
+
+def several(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda root: [change(root) for change in changes] and None
+
+
+VALID_Y = np.array([0, 1] * 6, dtype=np.uint8).reshape(-1, 1, 1, 1)
+
+FAULTS: list[tuple[Callable[[Path, Patches], None], Callable[[Path], None], SplitName, str]] = [
+    # The official files
+    (write_official, in_hdf5("valid_x", "images", 1), "valid",
+     r"array under the key 'x' in .*valid_x\.h5, but found the keys images; fetch"),
+    (write_official, in_hdf5("valid_y", "labels", VALID_Y), "valid",
+     r"array under the key 'y' in .*valid_y\.h5, but found the keys labels; fetch"),
+    (write_official, in_hdf5("valid_x", "x/deeper", 1), "valid", r"array under the key 'x' .* found the keys x; fetch"),
+    (write_official, in_hdf5("valid_y", "y", VALID_Y[:5]), "valid",
+     r"as many patches in .*valid_x\.h5 as labels in .*valid_y\.h5, but found 12 and 5; fetch"),
+    (write_official, in_hdf5("valid_x", "x", np.zeros((12, 96, 96, 3), np.float32)), "valid",
+     r"uint8 of shape \(patches, 96, 96, 3\) in .*, but found float32 of shape \(12, 96, 96, 3\); fetch"),
+    (write_official, in_hdf5("valid_x", "x", np.zeros((12, 3, 96, 96), np.uint8)), "valid",
+     r"but found uint8 of shape \(12, 3, 96, 96\); fetch"),
+    (write_official, in_hdf5("valid_y", "y", VALID_Y * 2), "valid",
+     r"labels 0 \(normal\) or 1 \(tumour\) in .*valid_y\.h5, but found 6 others, the first '2' in row 1; correct"),
+    (write_official, in_hdf5("valid_y", "y", np.where(VALID_Y, np.nan, 0.0)), "valid", r"the first 'nan' in row 1"),
+    (write_official, in_hdf5("valid_y", "y", VALID_Y * 0), "valid",
+     r"both labels, 0 and 1, in .*valid_y\.h5, but found only 0; add the other class"),
+    (write_official, cut("*valid_x.h5"), "valid", r"whole file in .*valid_x\.h5, but it cannot be read \(.*trunc"),
+    (write_official, remove("*valid_y.h5"), "valid", r"Expected both .*valid_x.*, but found no labels \(y\); fetch"),
+    (write_official, remove("*valid_x.h5"), "valid", r"Expected both .*valid_x.*, but found no patches \(x\); fetch"),
+    (write_official, several(remove("*test_x.h5"), remove("*test_y.h5")), "test",
+     r"a split 'test' in .* \(official HDF5 files\), but found only train, valid; add it"),
+    (write_official_packed, cut("*valid_x.h5.gz"), "valid",
+     r"whole file in .*valid_x\.h5\.gz, but it cannot be read \(Compressed file ended"),
+    (write_official_packed, text(f"{STEM}_valid_x.h5.gz", "<html>Quota exceeded</html>"), "valid",
+     r"whole file in .*valid_x\.h5\.gz, but it cannot be read \(Not a gzipped file"),
+    (write_official_with_meta, edit(f"{STEM}_valid_meta.csv", "wsi", 0, None), "valid",
+     r"the columns wsi in .*valid_meta\.csv, but found Unnamed: 0, .*, tumor_patch; fetch"),
+    (write_official_with_meta, edit(f"{STEM}_valid_meta.csv", "wsi", 12, "one more"), "valid",
+     r"a row in .*valid_meta\.csv for each of 12 patches, but found 13; fetch"),
+    (write_official_with_meta, edit(f"{STEM}_valid_meta.csv", "wsi", 3, ""), "valid",
+     r"the name of a slide .*valid_meta\.csv, but row 3 has none; fetch"),
+    (write_official_with_meta, text(f"{STEM}_valid_meta.csv", ""), "valid", r"valid_meta\.csv, .*No columns to parse"),
+    # Kaggle's
+    (write_kaggle, lambda root: None, "test",
+     r"labels for the split 'test' of .* \(Kaggle's files\), but .*/test has images without labels.*; choose another"),
+    (write_kaggle, edit("train_labels.csv", "label", 4, None), "train",
+     r"the columns id, label in .*train_labels\.csv, but found id; fetch"),
+    (write_kaggle, edit("train_labels.csv", "label", 4, ""), "train",
+     r"labels 0 .*train_labels\.csv, but found 1 others, the first '' in row 4; correct"),
+    (write_kaggle, edit("train_labels.csv", "label", 4, "nan"), "train", r"the first 'nan' in row 4"),
+    (write_kaggle, edit("train_labels.csv", "label", 4, "0.5"), "train", r"the first '0\.5' in row 4"),
+    (write_kaggle, edit("train_labels.csv", "id", 4, kaggle_id(noise()["train"][0][0])), "train",
+     r"each id once in .*train_labels\.csv, but found 1 repeats \([0-9a-f]{40}\); remove them"),
+    (write_kaggle, edit("train_labels.csv", "id", 4, "unheard-of"), "train",
+     r"a file .*/train/<id>\.tif for each id in .*, but found none for 1 of them \(unheard-of\); unpack"),
+    (write_kaggle, text("train/extra.tif", ""), "valid",
+     r"a row in .*train_labels\.csv for each file in .*/train, but found none for 1 of them \(extra\); move"),
+    (write_kaggle, lambda root: (root / "train").rename(root / "training"), "train",
+     r"a folder .*/train beside train_labels\.csv, but found none; unpack"),
+    (write_kaggle, cut("train/*.tif"), "train", r"an image in .*\.tif, but it cannot be read"),
+    (write_kaggle, text("slides.csv", "id,slide\nunheard-of,one\n"), "train",
+     r"slides\.csv to tell the slide of each patch in .*, but found none for 40 of 40 .*; complete it, or move"),
+    (write_kaggle, several(text("one.csv", "id,slide\n"), text("two.csv", '"id","wsi"\n')), "train",
+     r"one CSV with the columns id and slide in .*, but found one\.csv, two\.csv; move all but one"),
+    (write_kaggle, lambda root: pd.read_csv(root / "train_labels.csv").assign(slide="alone").drop(columns="label")
+     .to_csv(root / "slides.csv"), "train", r"at least two slides in .*, but found only alone; move"),
+    # Folders
+    (write_course, lambda root: None, "test", r"labels for the split 'test' of .* \(course folders\), but .*/test has"),
+    (write_classes, lambda root: (root / "train" / "2").mkdir(), "train",
+     r"only the classes 0 \(normal\) and 1 \(tumour\) in .*/train, but found also 2; move"),
+    (write_classes, lambda root: (root / "train" / "0").rename(root / "zero"), "train",
+     r"a folder .*/train/0 with the patches of class 0 \(normal\), but found none; both"),
+    (write_classes, lambda root: [path.unlink() for path in (root / "train" / "1").iterdir()], "train",
+     r"images \(jpg, .*\) of class 1 \(tumour\) in .*/train/1, but found none"),
+    (write_classes, lambda root: (root / "val" / "0").mkdir(parents=True), "train",
+     r"one folder for the split 'valid', but found both .*/valid and .*/val; remove"),
+    (write_classes, image("train/0/*", "L", (96, 96)), "train", r"8-bit RGB, but .*\.png has mode 'L'; convert"),
+    (write_classes, image("train/0/*", "RGB", (50, 96)), "train", r"96x96 pixels, but .*\.png has 50x96; remove"),
+    (write_classes, text("train/0/text.jpg", "no image"), "train",
+     r"an image in .*text\.jpg, but it cannot be read \(it is no image of a known format\); replace"),
+    # Parquet
+    (write_parquet, remove("data/train-00001*"), "train",
+     r"2 files of the split 'train' in .*, as the name .* says, but found 1; fetch the others"),
+    (write_parquet, in_parquet("label", "target"), "valid",
+     r"the columns image and label in .*\.parquet, but found image, target; rename"),
+    (write_parquet, in_parquet("label", 3), "valid", r"in .*validation.*, but found 1 others, the first '3' in row 2"),
+    (write_parquet, in_parquet("label", None), "valid", r"but found 1 others, the first 'nan' in row 2"),
+    (write_parquet, in_parquet("image", {"bytes": None, "path": None}), "valid", r"an image in row 2 of .*validation"),
+    (write_parquet, in_parquet("image", {"bytes": b"no", "path": None}), "valid", r"an image in row 2 of .*validation"),
+    (write_parquet, cut("data/valid*"), "valid", r"whole file in .*\.parquet, but it cannot be read"),
+    # No form, or two
+    (lambda root, patches: None, lambda root: None, "train",
+     r"Expected PatchCamelyon in .* as the official files .*, Kaggle's .*, class folders .*, the course's .* or "
+     r"parquet files .*, but found nothing; point"),
+    (lambda root, patches: None, several(text("a.txt", "a"), text("b.html", "b")), "train",
+     r"but found a\.txt, b\.html; point"),
+    (write_official, lambda root: write_classes(root, noise()), "train",
+     r"one form of PatchCamelyon in .*, but found official HDF5 files and class folders; move"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("write", "break_it", "split", "sentence"), FAULTS)
+def test_what_is_wrong_is_said_in_a_sentence(
+    write: Callable[[Path, Patches], None], break_it: Callable[[Path], None], split: SplitName, sentence: str,
+    patches: Patches, tmp_path: Path,
+) -> None:  # fmt: skip
+    root = tmp_path / "patches"
+    root.mkdir()
+    write(root, patches)
+    break_it(root)
+    with pytest.raises(UserError, match=sentence):
+        PCamDataModule(root, cache_dir=tmp_path / "cache").packed(split)
+    assert not list((tmp_path / "cache").rglob("*.h5"))
+
+
+def test_hidden_files_are_no_patches(patches: Patches, tmp_path: Path) -> None:
+    write_classes(tmp_path / "classes", patches)
+    write_kaggle(tmp_path / "kaggle", patches)
+    (tmp_path / "classes" / "train" / "0" / "._patch.jpg").write_bytes(b"\0")
+    (tmp_path / "kaggle" / "train" / "._patch.tif").write_bytes(b"\0")
+    for root in ("classes", "kaggle"):
+        assert len(PCamDataModule(tmp_path / root, cache_dir=tmp_path / "cache").packed("train")) > 30
+
+
+@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing there"), ("file", "a file")])
+def test_a_root_that_is_no_folder_is_refused(name: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"a folder with PatchCamelyon at .*{name}, but found {found}; correct"):
+        find_layout(tmp_path / name)
+
+
+@pytest.mark.real_data
+def test_real_patches_are_the_same_in_every_form(real_data: Path, tmp_path: Path) -> None:
+    counts: dict[SplitName, int] = {"train": 150, "valid": 60, "test": 40}
+    patches: Patches = {}
+    for split, count in counts.items():
+        files = [sorted((real_data / "pcam" / split / str(label)).iterdir())[:count] for label in (0, 1)]
+        images = np.stack([read_image(path) for several in files for path in several])
+        patches[split] = images, np.repeat(np.array([0, 1], dtype=np.uint8), count)
+    fingerprints = {}
+    for form, write in WRITERS.items():
+        write(tmp_path / form, patches)
+        data = PCamDataModule(tmp_path / form, cache_dir=tmp_path / "cache")
+        fingerprints[form] = [data.packed("train").fingerprint, data.packed("valid").fingerprint]
+    assert len({tuple(values) for values in fingerprints.values()}) == 1
+    write_kaggle(tmp_path / "kaggle", patches)
+    kaggle = PCamDataModule(tmp_path / "kaggle", cache_dir=tmp_path / "cache")
+    hashes = kaggle.packed("train").pixel_hashes() + kaggle.packed("valid").pixel_hashes()
+    assert sorted(hashes) == sorted({kaggle_id(image) for image in patches["train"][0]})

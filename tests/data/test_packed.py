@@ -1,0 +1,320 @@
+"""A packed store is whole or not there, is built once, says when it is not what it should be, and drops repeats."""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pcam.data import PCamDataModule
+from pcam.data.layouts import Split, SplitFiles, pixel_hash
+from pcam.data.packed import PackedSplit, pack
+from pcam.errors import UserError
+from pcam.patches import PatchArray
+from tests.data.forms import noise, write_classes, write_official_with_meta
+
+IMAGES, LABELS = noise()["train"]
+
+
+def files(
+    images: PatchArray = IMAGES, labels: NDArray[np.uint8] = LABELS, signature: str = "one",
+    before_task: Callable[[int], object] = lambda start: None,
+) -> SplitFiles:  # fmt: skip
+    """Patches in memory, as a reader gives them; a call before each task can do harm."""
+
+    def read(count: int) -> Iterator[Callable[[], PatchArray]]:
+        for start in range(0, len(images), count):
+            before_task(start)
+            yield partial(images.__getitem__, slice(start, start + count))
+
+    split = Split(
+        [f"patch {row}" for row in range(len(images))], labels, read, [f"s{row}" for row in range(len(images))]
+    )
+    return SplitFiles(signature, lambda scratch: nullcontext(split))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "train.h5"
+
+
+def test_rows_are_in_the_order_of_their_hashes_with_all_that_belongs_to_them(path: Path) -> None:
+    store = pack(files(), path, "Packing")
+    assert store.pixel_hashes() == sorted(pixel_hash(image).hex() for image in IMAGES)
+    rows = [int(patch_id.removeprefix("patch ")) for patch_id in store.ids()]
+    assert sorted(rows) == list(range(len(IMAGES)))
+    np.testing.assert_array_equal(store.patches, IMAGES[rows])
+    np.testing.assert_array_equal(store.labels, LABELS[rows])
+    assert store.slides() == [f"s{row}" for row in rows]
+    store.verify()
+
+
+def test_more_patches_than_are_written_at_once_keep_their_places(path: Path) -> None:
+    images = np.repeat(IMAGES, 15, axis=0)  # 615, more than two chunks
+    images[:, 0, 0, :2] = np.arange(len(images), dtype=np.uint16).reshape(-1, 1).view(np.uint8)
+    labels = np.repeat(LABELS, 15)
+    store = pack(files(images, labels), path, "Packing")
+    rows = [int(patch_id.removeprefix("patch ")) for patch_id in store.ids()]
+    np.testing.assert_array_equal(store.patches, images[rows])
+    np.testing.assert_array_equal(store.labels, labels[rows])
+    store.verify()
+
+
+def test_the_order_in_which_patches_are_listed_changes_nothing_but_ids(path: Path) -> None:
+    other = pack(files(IMAGES[::-1], LABELS[::-1]), path.with_name("other.h5"), "Packing")
+    store = pack(files(), path, "Packing")
+    assert store.fingerprint == other.fingerprint
+    np.testing.assert_array_equal(store.patches, other.patches)
+
+
+@pytest.mark.parametrize("change", ["pixel", "label"])
+def test_another_patch_or_label_gives_another_fingerprint(change: str, path: Path) -> None:
+    images, labels = IMAGES.copy(), LABELS.copy()
+    if change == "pixel":
+        images[3, 95, 95, 2] ^= 1
+    else:
+        labels[3] ^= 1
+    store = pack(files(), path, "Packing")
+    assert store.fingerprint != pack(files(images, labels), path.with_name("other.h5"), "Packing").fingerprint
+
+
+def test_a_store_is_packed_once_and_again_when_its_files_change(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    opened: list[int] = []
+    for _ in range(3):
+        pack(files(before_task=opened.append), path, "Packing")
+    assert opened == [0]
+    assert pack(files(IMAGES[:30], LABELS[:30], "two", opened.append), path, "Packing").labels.shape == (30,)
+    assert opened == [0, 0]
+    assert f"The files behind {path} have changed since it was packed" in caplog.text
+
+
+def test_a_store_travels_as_its_path(path: Path) -> None:
+    store = pack(files(), path, "Packing")
+    parcel = pickle.dumps(store)
+    assert len(parcel) < 1000
+    np.testing.assert_array_equal(pickle.loads(parcel).patches, store.patches)
+
+
+def foreign(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["patches"] = IMAGES
+
+
+def of_another_version(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = 99
+
+
+def with_too_few_labels(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["labels"]
+        file["labels"] = LABELS[:5]
+
+
+def without_patches(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["patches"]
+
+
+def cut(share: float) -> Callable[[Path], None]:
+    return lambda path: os.truncate(path, int(path.stat().st_size * share))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (cut(0), "truncated file|file signature not found"),
+        (cut(0.001), "truncated file"),
+        (cut(0.5), "truncated file"),
+        (cut(0.9999), "truncated file"),
+        (lambda path: path.write_bytes(b"<html>"), "file signature not found"),
+        (foreign, "it has no mark 'pcam-packed', version 2"),
+        (of_another_version, "it has no mark 'pcam-packed', version 2"),
+        (with_too_few_labels, r"it holds an array of shape \(41, 96, 96, 3\) for 5 labels"),
+        (without_patches, "'patches' doesn't exist"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_what_is_no_whole_store_is_named_and_not_used(harm: Callable[[Path], object], reason: str, path: Path) -> None:
+    pack(files(), path, "Packing")
+    harm(path)
+    sentence = rf"Expected a packed split in {path}, but it cannot be used \(.*({reason}).*\); delete it, and the next"
+    with pytest.raises(UserError, match=sentence):
+        PackedSplit(path)
+    if path.exists():
+        with pytest.raises(UserError, match=sentence):
+            pack(files(), path, "Packing")
+        path.unlink()
+    pack(files(), path, "Packing").verify()
+
+
+def place_of(path: Path, part: str) -> int:
+    """Where in the file some byte of a part lies."""
+    if part == "header":
+        return 20
+    with h5py.File(path) as file:
+        if part == "patches":
+            return int(file["patches"].id.get_offset()) + 12_345
+        needle = file[part][:].tobytes()
+    return path.read_bytes().index(needle) + len(needle) // 2
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("patches", r"in .*train\.h5 what was packed, but found other pixels in 1 of 41 rows, the first row 0; delete"),
+        ("sha1", r"a packed split in .*train\.h5, but it cannot be used \(.*\); delete it"),
+        ("labels", r"a packed split in .*train\.h5, but it cannot be used \(.*\); delete it"),
+        ("ids", r"a packed split in .*train\.h5, but it cannot be used \(.*\); delete it"),
+        ("slides", r"a packed split in .*train\.h5, but it cannot be used \(.*\); delete it"),
+        ("header", r"a packed split in .*train\.h5, but it cannot be used \(.*\); delete it"),
+    ],
+)
+def test_verify_finds_a_flipped_bit(part: str, sentence: str, path: Path) -> None:
+    pack(files(), path, "Packing")
+    place = place_of(path, part)
+    with path.open("rb+") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(UserError, match=sentence):
+        PackedSplit(path).verify()
+
+
+def test_verify_finds_other_labels(path: Path) -> None:
+    pack(files(), path, "Packing")
+    with h5py.File(path, "r+") as file:
+        file["labels"][:] = 1 - file["labels"][:]
+    with pytest.raises(UserError, match=r"in .* what was packed, but found other labels; delete"):
+        PackedSplit(path).verify()
+
+
+def in_process(function: Callable[[], object]) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    return process
+
+
+def die(*args: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Nothing of what Python 3.12 warns of happens: the child starts its own threads and calls no part of torch that does.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("moment", ["while it decodes", "before the rename"])
+def test_a_process_that_is_killed_leaves_no_store_and_no_litter(
+    moment: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        if moment == "before the rename":
+            patch.setattr(Path, "replace", die)
+            harmful = files()
+        else:
+            harmful = files(before_task=die)
+        process = in_process(partial(pack, harmful, path, "Packing"))
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not path.exists()
+    assert len(list(path.parent.iterdir())) > 1  # litter
+    pack(files(), path, "Packing").verify()
+    assert {found.name for found in path.parent.iterdir()} == {"train.h5", "train.h5.lock"}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_of_two_processes_that_start_together_one_packs(path: Path, tmp_path: Path) -> None:
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+
+    def start_together() -> None:
+        barrier.wait()
+        log = tmp_path / f"packed by {os.getpid()}"
+        assert len(pack(files(before_task=lambda start: log.touch()), path, "Packing")) == len(LABELS)
+
+    processes = [in_process(start_together) for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(tmp_path.glob("packed by *"))) == 1
+    PackedSplit(path).verify()
+
+
+def test_a_patch_that_cannot_be_read_leaves_no_store_and_no_litter(path: Path) -> None:
+    def fail(start: int) -> None:
+        raise UserError("Expected an image in row 7, but found none.")
+
+    with pytest.raises(UserError, match="in row 7"):
+        pack(files(before_task=fail), path, "Packing")
+    assert [found.name for found in path.parent.iterdir()] == ["train.h5.lock"]
+
+
+def test_a_full_disk_is_noticed_before_the_first_patch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(path.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"0\.0 GB of free disk space to pack into .*, but found 0\.0 GB; make room"):
+        pack(files(before_task=die), path, "Packing")
+
+
+def with_repeats() -> tuple[PatchArray, NDArray[np.uint8]]:
+    """Patch 0 three times; patch 1 twice and patch 2 three times with both labels."""
+    rows = np.array([0, 1, 2, *range(3, 41), 0, 0, 1, 2, 2])
+    labels = LABELS[rows]
+    labels[-3:] = 1 - labels[1], 1 - labels[2], labels[2]
+    images = IMAGES[rows]
+    images[40] = IMAGES[5]  # whose own copy of patch 0 would make a fourth
+    labels[40] = labels[5]
+    return images, labels
+
+
+def test_deduplicating_keeps_the_first_of_each_group_and_none_in_conflict(path: Path) -> None:
+    images, labels = with_repeats()
+    store = pack(files(images, labels), path, "Packing", deduplicate=True)
+    assert sorted(int(patch_id.removeprefix("patch ")) for patch_id in store.ids()) == [0, *range(3, 40)]
+    assert (store.repeats_dropped, store.conflicts_dropped) == (3, 5)
+    assert len(set(store.pixel_hashes())) == len(store) == len(store.labels) == len(store.patches)
+    store.verify()
+    rows = [0, *range(3, 40)]
+    plain = pack(files(images[rows], labels[rows]), path.with_name("plain.h5"), "Packing")
+    assert store.fingerprint == plain.fingerprint
+    assert (plain.repeats_dropped, plain.conflicts_dropped) == (0, 0)
+
+
+def test_deduplicating_is_part_of_what_a_store_is_known_by(path: Path) -> None:
+    images, labels = with_repeats()
+    lengths = [len(pack(files(images, labels), path, "Packing", deduplicate=drop)) for drop in (False, True, False)]
+    assert lengths == [46, 38, 46]
+
+
+def test_the_data_module_keeps_both_stores_and_says_what_it_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_classes(tmp_path / "patches", noise())
+    cache = tmp_path / "cache"
+    plain = PCamDataModule(tmp_path / "patches", cache_dir=cache).packed("train")
+    for _ in range(2):  # packed, and opened
+        store = PCamDataModule(tmp_path / "patches", cache_dir=cache, deduplicate=True).packed("train")
+        assert (len(plain), len(store)) == (41, 40)
+        said = "train: kept 40 patches, dropped 1 repeats of them and 0 patches whose identical pixels carry both"
+        assert caplog.text.count(said) == 1
+        caplog.clear()
+    assert PackedSplit(plain.path).fingerprint == plain.fingerprint
+
+
+def test_slides_stay_with_their_patches_when_repeats_are_dropped(tmp_path: Path) -> None:
+    write_official_with_meta(tmp_path / "patches", noise())
+    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache", deduplicate=True).packed("train")
+    slides = store.slides()
+    assert slides is not None
+    rows = [int(patch_id.removeprefix("train/")) for patch_id in store.ids()]
+    assert slides == [f"camelyon16_train_tumor_{row * 8 // 41:03d}" for row in rows]
