@@ -2,6 +2,7 @@
 """Prepare data: fetch PatchCamelyon, look for its faults, make synthetic patches.
 
 python scripts/prepare_data.py download --root data/pcam --splits [train,valid,test]
+python scripts/prepare_data.py verify data/pcam
 python scripts/prepare_data.py audit data/pcam --output audit
 python scripts/prepare_data.py synthesize --out data/synthetic --train 6000 --valid 1000 --test 1000 --seed 1
 """
@@ -16,6 +17,8 @@ from pcam.data import PCamDataModule
 from pcam.data.audit import audit as audit_patches
 from pcam.data.download import download as download_files
 from pcam.data.synthetic import write_class_folders
+from pcam.data.verify import findings_table
+from pcam.data.verify import verify as verify_files
 from pcam.errors import UserError
 from pcam.patches import SPLIT_NAMES, SplitName
 
@@ -29,6 +32,26 @@ def download(*, root: Path, splits: Sequence[SplitName] = SPLIT_NAMES) -> None:
     """
     download_files(root, splits)
     print(f"{', '.join(splits)} of PatchCamelyon are whole in {root}; train on them with --data.root {root}")
+
+
+def verify(root: Path, cache_dir: Path | None = None) -> None:
+    """Read every byte of a data set, and of its packed stores, and say whether it is what it should be.
+
+    Ends with exit code 1 if something is not: an official file whose MD5 is wrong (or that of another split), an image
+    of Kaggle's whose pixels are not what its name says, a patch that cannot be read, a packed store that has changed.
+
+    Args:
+        root: Folder with the data, in any form.
+        cache_dir: Folder with the packed stores; null is the user's cache folder.
+    """
+    findings = verify_files(PCamDataModule(root, cache_dir=cache_dir))
+    Console().print(findings_table(findings))
+    faults = [finding.subject for finding in findings if finding.fault is not None]
+    if faults:
+        raise UserError(
+            f"Expected all of {root} and its packed stores to be right, but found {len(faults)} of "
+            f"{len(findings)} parts wrong, the first {faults[0]}; the table says what to do."
+        )
 
 
 def audit(root: Path, output: Path = Path("audit"), cache_dir: Path | None = None) -> None:
@@ -80,7 +103,7 @@ def main(args: Arguments = None) -> None:
     """
     run_subcommand(
         "Prepare PatchCamelyon's patches, or patches like them.",
-        {"download": download, "audit": audit, "synthesize": synthesize},
+        {"download": download, "verify": verify, "audit": audit, "synthesize": synthesize},
         args,
     )
 
