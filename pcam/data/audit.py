@@ -99,7 +99,7 @@ class Likeness(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What was found in one split."""
+    """What was found in one split; the number of slides is None if they are not known."""
 
     patches: int
     tumour: int
@@ -107,15 +107,17 @@ class SplitCounts:
     extra_copies: int
     conflicting_groups: int
     almost_empty: int
+    slides: int | None
 
 
 @dataclass(frozen=True)
 class SharedCounts:
-    """What two splits share."""
+    """What two splits share; the number of slides is None if those of one of them are not known."""
 
     identical: int
     near_repeats: int
     look_alikes: int
+    slides: int | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Audit:
         near_repeats: Pairs across splits that are one patch, stored differently.
         look_alikes: Pairs across splits whose hashes are as close, but whose pixels say that they differ.
         almost_empty: Patches with hardly any contrast.
+        slides: The slides of each split that tells them.
     """
 
     stores: dict[SplitName, PackedSplit]
@@ -137,6 +140,7 @@ class Audit:
     near_repeats: list[Likeness]
     look_alikes: list[Likeness]
     almost_empty: list[Patch]
+    slides: dict[SplitName, frozenset[str]]
 
     def conflicts(self) -> list[list[Patch]]:
         """Groups of identical patches that carry both labels."""
@@ -153,6 +157,7 @@ class Audit:
                 extra_copies=sum(count - 1 for count in copies[split] if count > 1),
                 conflicting_groups=sum(_copies(group, split) > 0 for group in self.conflicts()),
                 almost_empty=sum(patch.split == split for patch in self.almost_empty),
+                slides=len(self.slides[split]) if split in self.slides else None,
             )
             for split, store in self.stores.items()
         }
@@ -164,9 +169,14 @@ class Audit:
                 identical=sum(_copies(group, one) > 0 and _copies(group, other) > 0 for group in self.repeats),
                 near_repeats=sum(near.splits == (one, other) for near in self.near_repeats),
                 look_alikes=sum(like.splits == (one, other) for like in self.look_alikes),
+                slides=len(self.shared_slides(one, other)) if {one, other} <= set(self.slides) else None,
             )
             for one, other in combinations(self.stores, 2)
         }
+
+    def shared_slides(self, one: SplitName, other: SplitName) -> list[str]:
+        """The slides that two splits are known to share, in alphabetical order."""
+        return sorted(self.slides.get(one, frozenset()) & self.slides.get(other, frozenset()))
 
     def leak(self) -> str | None:
         """What leaks from train into valid or test, in words; None if nothing does."""
@@ -183,16 +193,18 @@ class Audit:
         of_splits = Table("split", "patches", "tumour", "groups of\nrepeats", "extra\ncopies")
         of_splits.add_column("with both\nlabels")
         of_splits.add_column("almost\nempty")
+        of_splits.add_column("slides")
         for split, counts in self.counts().items():
             share = counts.tumour / counts.patches
             values = [counts.groups_of_repeats, counts.extra_copies, counts.conflicting_groups, counts.almost_empty]
-            of_splits.add_row(split, f"{counts.patches:,}", f"{share:.1%}", *(f"{value:,}" for value in values))
+            words = [*(f"{value:,}" for value in values), _count_words(counts.slides)]
+            of_splits.add_row(split, f"{counts.patches:,}", f"{share:.1%}", *words)
         for split, reason in self.skipped.items():
             of_splits.add_row(split, reason)
-        of_pairs = Table("splits", "identical\npatches", "near-\nrepeats", "look-\nalikes")
+        of_pairs = Table("splits", "identical\npatches", "near-\nrepeats", "look-\nalikes", "slides")
         for (one, other), shared in self.shared().items():
             values = [shared.identical, shared.near_repeats, shared.look_alikes]
-            of_pairs.add_row(f"{one}, {other}", *(f"{value:,}" for value in values))
+            of_pairs.add_row(f"{one}, {other}", *(f"{value:,}" for value in values), _count_words(shared.slides))
         return [of_splits, of_pairs]
 
     def write(self, folder: Path) -> None:
@@ -209,7 +221,10 @@ class Audit:
             },
             "splits": {split: asdict(counts) for split, counts in self.counts().items()},
             "skipped": self.skipped,
-            "shared": [{"splits": pair, **asdict(counts)} for pair, counts in self.shared().items()],
+            "shared": [
+                {"splits": pair, **asdict(counts), "slide_names": self.shared_slides(*pair)}
+                for pair, counts in self.shared().items()
+            ],
             "near_repeats": [likeness.as_dict() for likeness in self.near_repeats],
             "look_alikes": [likeness.as_dict() for likeness in self.look_alikes],
             "conflicting_labels": [[patch.as_dict() for patch in group] for group in self.conflicts()],
@@ -282,6 +297,7 @@ def audit(data: PCamDataModule) -> Audit:
         almost_empty=[
             patches[split][row] for split, look in looks.items() for row in np.flatnonzero(look.contrast < MIN_CONTRAST)
         ],
+        slides={split: frozenset(slides) for split, store in stores.items() if (slides := store.slides()) is not None},
     )
 
 
@@ -377,6 +393,10 @@ def _correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Correlate two patches over all pixels and channels, each channel round its own mean; at most 1."""
     first, second = (patch - patch.mean(axis=(0, 1), dtype=np.float64) for patch in (one, other))
     return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
+
+
+def _count_words(count: int | None) -> str:
+    return "not known" if count is None else f"{count:,}"
 
 
 def _copies(group: list[Patch], split: SplitName) -> int:

@@ -16,6 +16,7 @@ from pcam.data import PCamDataModule
 from pcam.data.audit import MAX_DISTANCE, MIN_CORRELATION, Audit, Likeness, Look, audit, close_pairs
 from pcam.data.synthetic import iterate_patches
 from tests.conftest import load_script
+from tests.data.forms import noise, write_kaggle, write_official
 
 prepare_data = load_script("prepare_data").main
 
@@ -180,6 +181,30 @@ def test_a_missing_split_is_skipped_and_said(root: Path, tmp_path: Path) -> None
     assert "not there" in console.export_text()
 
 
+def test_shared_slides_are_named_if_slides_are_known(tmp_path: Path) -> None:
+    write_official(tmp_path / "official", noise(), meta=True)
+    meta = tmp_path / "official" / "camelyonpatch_level_2_split_test_meta.csv"
+    meta.write_text(meta.read_text().replace("tumor_006", "tumor_099"))
+    found = run(tmp_path / "official")
+    assert {split: counts.slides for split, counts in found.counts().items()} == {"train": 8, "valid": 8, "test": 7}
+    assert {pair: counts.slides for pair, counts in found.shared().items()} == {
+        ("train", "valid"): 8,
+        ("train", "test"): 6,
+        ("valid", "test"): 6,
+    }
+    found.write(tmp_path)
+    shared = json.loads((tmp_path / "audit.json").read_text())["shared"]
+    assert shared[1]["slide_names"] == [f"camelyon16_train_tumor_{slide:03d}" for slide in (0, 1, 2, 3, 4, 5)]
+
+
+def test_slides_that_are_not_known_are_said_to_be_so(tmp_path: Path) -> None:
+    write_kaggle(tmp_path / "kaggle", noise({"train": (60, 60), "test": (2, 2)}))
+    found = run(tmp_path / "kaggle")
+    assert [counts.slides for counts in found.counts().values()] == [None, None]
+    assert [counts.slides for counts in found.shared().values()] == [None]
+    assert found.tables()[1].columns[-1]._cells == ["not known"]
+
+
 def test_the_files_hold_what_was_found(
     root: Path, painted: dict[str, list[tuple[Pixels, int]]], tmp_path: Path
 ) -> None:
@@ -192,7 +217,8 @@ def test_the_files_hold_what_was_found(
     contents = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert contents["splits"]["valid"]["patches"] == COUNTS["valid"] + 1
     assert contents["shared"][0] == {
-        "splits": ["train", "valid"], "identical": 1, "near_repeats": 0, "look_alikes": 0
+        "splits": ["train", "valid"], "identical": 1, "near_repeats": 0, "look_alikes": 0, "slides": None,
+        "slide_names": [],
     }  # fmt: skip
     assert {patch["id"] for patch in contents["repeats"][0]} == {f"train/{label}/0.png", f"valid/{label}/copy.png"}
     assert [near["first"]["split"] for near in contents["near_repeats"]] == ["train", "valid"]
