@@ -75,7 +75,9 @@ def evaluate(
     }
     _check_same_patches(folders, loaded[""], splits)
     for cli in loaded.get("_bn", []):
-        _reestimate(cli)
+        device = cli.trainer.strategy.root_device
+        network = cli.model.network.to(device)
+        reestimate_batch_norm(network, cli.datamodule.training_patches(BATCH_NORM_PATCHES, device))
     systems: list[System] = []
     for bn, clis in loaded.items():
         members = [
@@ -114,14 +116,6 @@ def _check_same_patches(folders: Sequence[RunFolder], clis: Sequence[PCamCLI], s
                 f"({clis[0].datamodule.root}) is not that of {folder.path} ({cli.datamodule.root}); give one "
                 f"--data.root for all."
             )
-
-
-def _reestimate(cli: PCamCLI) -> None:
-    device = cli.trainer.strategy.root_device
-    loader = cli.datamodule.loader("train", shuffle=True)  # augmented only in training
-    count = max(1, min(BATCH_NORM_PATCHES, len(cli.datamodule.packed("train"))) // cli.datamodule.batch_size)
-    batches = (batch.patches.to(device) for batch in itertools.islice(loader, count))
-    reestimate_batch_norm(cli.model.network.to(device), batches)
 
 
 def _predict(name: str, folder: RunFolder, variant: str, cli: PCamCLI, splits: Sequence[SplitName]) -> System:

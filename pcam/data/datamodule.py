@@ -1,8 +1,11 @@
 """`PCamDataModule`: PatchCamelyon as loaders of whole batches."""
 
 import hashlib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from platformdirs import user_cache_path
@@ -12,7 +15,7 @@ from pcam.data.layouts import find_layout
 from pcam.data.loader import Batches, BatchLoader
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
-from pcam.patches import PatchBatch, SplitName
+from pcam.patches import PatchBatch, Patches, SplitName
 
 
 class PCamDataModule(LightningDataModule):
@@ -115,6 +118,20 @@ class PCamDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = Batches(len(store), self.batch_size, self.seed if shuffle else None, rank, world_size)
         return BatchLoader(store, batches, self.num_workers)
+
+    def training_patches(self, count: int, device: torch.device) -> Iterator[Patches]:
+        """Give un-augmented training patches, the same ones at each call.
+
+        Args:
+            count: How many, at most; whole batches, at least one.
+            device: Where to.
+
+        Yields:
+            Batches, in the order of the first epoch.
+        """
+        batches = max(1, min(count, len(self.packed("train"))) // self.batch_size)
+        for batch in islice(self.loader("train", shuffle=True), batches):
+            yield batch.patches.to(device)
 
     def train_dataloader(self) -> BatchLoader:
         """Batches of the train split, shuffled."""

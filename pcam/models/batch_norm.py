@@ -1,17 +1,63 @@
-"""Batch norm's running statistics, estimated anew from the patches that a network was trained on."""
+"""Batch norm's running statistics: read, replaced, and estimated anew from patches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pcam.errors import UserError
 from pcam.patches import Patches
 
+Statistics = Float32[Tensor, " values"]
+"""The running means and variances of several layers in one vector: means and variances of the first, and so on."""
+
+
+def learning_layers(network: nn.Module) -> list[_BatchNorm]:
+    """Find the layers of batch norm that follow the patches in training.
+
+    Args:
+        network: Left in the mode that it is in.
+
+    Returns:
+        The layers; without those that `network.train()` leaves in evaluation mode, which are frozen.
+
+    Raises:
+        UserError: If there is none.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.train()
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    _set_modes(modes)
+    if not layers:
+        raise UserError(
+            f"Expected a network with batch norm that is not frozen, but {type(network).__name__} has none; "
+            f"leave out what asks for other statistics of it."
+        )
+    return layers
+
+
+def read_statistics(layers: Sequence[_BatchNorm]) -> Statistics:
+    """Copy the running statistics of layers."""
+    return torch.cat([buffer for layer in layers for buffer in _buffers(layer)])
+
 
 @torch.no_grad()
-def reestimate_batch_norm(network: nn.Module, batches: Iterable[Patches]) -> dict[str, Tensor]:
+def write_statistics(layers: Sequence[_BatchNorm], statistics: Statistics) -> None:
+    """Replace the running statistics of layers.
+
+    Args:
+        layers: The same as those that the statistics are from, or of a network that is built alike.
+        statistics: As `read_statistics` gives them.
+    """
+    buffers = [buffer for layer in layers for buffer in _buffers(layer)]
+    for buffer, values in zip(buffers, torch.split(statistics, [len(buffer) for buffer in buffers]), strict=True):
+        buffer.copy_(values)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(network: nn.Module, batches: Iterable[Patches]) -> None:
     """Replace the running mean and variance of batch norm by their averages over batches, each counting alike.
 
     What a running average holds depends on its momentum and on weights that have changed since; this is what the
@@ -20,42 +66,38 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Patches]) -> dic
     and what the batches draw leaves the random state as it was.
 
     Args:
-        network: Changed in place: the buffers of its batch norm, nothing else. Layers that `network.train()` leaves
-            in evaluation mode are frozen and stay as they are.
+        network: Changed in place: the running statistics of `learning_layers`, nothing else.
         batches: Un-augmented training patches on the network's device, at least two a batch.
-
-    Returns:
-        The buffers as they were, by name; `network.load_state_dict(buffers, strict=False)` puts them back.
 
     Raises:
         UserError: If no layer of the network is a batch norm that learns.
 
     Source: Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm" (their PreciseBN).
     """
+    layers = learning_layers(network)
     modes = {module: module.training for module in network.modules()}
-    network.train()
-    layers = {
-        name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm) and module.training
-    }
-    if not layers:
-        raise UserError(
-            f"Expected a network with batch norm that is not frozen, but {type(network).__name__} has none; "
-            f"leave out --reestimate_bn."
-        )
-    before = {
-        f"{name}.{key}": buffer.clone() for name, layer in layers.items() for key, buffer in layer.named_buffers()
-    }
-    momenta = {layer: layer.momentum for layer in layers.values()}
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     network.eval()
-    for layer in layers.values():
-        layer.reset_running_stats()
+    for layer in layers:
         layer.momentum = None  # PyTorch's way to ask for a plain average
+        for buffer in _buffers(layer):
+            buffer.zero_()
+        layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=buffer.device)
         layer.train()
     with torch.random.fork_rng(devices=[]):  # loaders draw on the CPU
         for patches in batches:
             network(patches)
-    for layer, momentum in momenta.items():
-        layer.momentum = momentum
+    for layer, (momentum, num_batches_tracked) in zip(layers, before, strict=True):
+        layer.momentum, layer.num_batches_tracked = momentum, num_batches_tracked
+    _set_modes(modes)
+
+
+def _buffers(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
+def _set_modes(modes: dict[nn.Module, bool]) -> None:
     for module, mode in modes.items():
         module.training = mode
-    return before

@@ -85,11 +85,16 @@ class PatchClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured over the whole split."""
-        values = {"val/loss": self.val_loss.compute(), **self.val_metrics.compute()}
         # Lightning numbers steps from 0; a reader expects the number of optimizer steps done.
-        self.log_dict({**values, "step": float(self.global_step), "epoch": float(self.current_epoch)})
+        step, epoch = float(self.global_step), float(self.current_epoch)
+        self.log_dict({**self.compute_validation_metrics(), "step": step, "epoch": epoch})
+
+    def compute_validation_metrics(self) -> dict[str, Tensor]:
+        """Finish what `validation_step` gathered, and start anew."""
+        values = {"val/loss": self.val_loss.compute(), **self.val_metrics.compute()}
         self.val_loss.reset()
         self.val_metrics.reset()
+        return values
 
     def predict_step(self, batch: PatchBatch, batch_idx: int) -> PredictOutput:
         """Compute logits."""

@@ -8,6 +8,7 @@ from torchmetrics import CatMetric
 
 from pcam.evaluation.figures import patch_grid, precision_recall_figure, roc_figure
 from pcam.patches import PatchBatch
+from pcam.training.batch_norm_readings import BatchNormReadings
 from pcam.training.classifier import StepOutput
 
 GRID_PATCHES = 24
@@ -30,16 +31,20 @@ class Curves(Callback):
         """Lay out the charts; move the collected scores to where the network is."""
         self._scores.to(pl_module.device)
         self._labels.to(pl_module.device)
+        charts = {
+            "Losses": {"train and validation": ["Multiline", ["train/loss", "val/loss"]]},
+            "Validation": {
+                "AUROC and average precision": ["Multiline", ["val/auroc", "val/average_precision"]],
+                "accuracy": ["Multiline", ["val/accuracy"]],
+            },
+        }
+        if any(isinstance(callback, BatchNormReadings) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            charts["Readings of batch norm"] = {  # tags are regular expressions
+                "loss": ["Multiline", ["train/loss", "val/loss_.+"]],
+                "AUROC": ["Multiline", ["val/auroc_.+"]],
+            }
         for logger in _tensorboards(trainer):
-            logger.experiment.add_custom_scalars(
-                {
-                    "Losses": {"train and validation": ["Multiline", ["train/loss", "val/loss"]]},
-                    "Validation": {
-                        "AUROC and average precision": ["Multiline", ["val/auroc", "val/average_precision"]],
-                        "accuracy": ["Multiline", ["val/accuracy"]],
-                    },
-                }
-            )
+            logger.experiment.add_custom_scalars(charts)
 
     def on_validation_batch_end(
         self,
