@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from pcam.atomic import atomic_path
 from pcam.data import PCamDataModule
-from pcam.errors import UserError
+from pcam.errors import StoppedError, UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.patches import SplitName
 from pcam.run_folder import CheckpointName, RunFolder
@@ -30,7 +30,7 @@ from pcam.training.checkpoints import MONITORS, LastCheckpoint, Monitor, best_ch
 from pcam.training.classifier import PredictOutput
 from pcam.training.curves import Curves
 from pcam.training.hyperparameters import Hyperparameters
-from pcam.training.interruption import Interruption, TrainingInterruptedError
+from pcam.training.interruption import Interruption
 from pcam.training.metrics_file import MetricsFile
 from pcam.training.progress import ProgressBar
 from pcam.training.random_state import RandomState
@@ -84,7 +84,7 @@ def front_door(main: Main) -> Main:
             main(args)
         except UserError as error:
             _leave(str(error), 1)
-        except TrainingInterruptedError as error:
+        except StoppedError as error:
             _leave(str(error), 128 + error.signal_number)
         except OSError as error:
             if error.errno not in _REFUSALS:

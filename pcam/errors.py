@@ -1,4 +1,4 @@
-"""The one error for what the user, not the code, can mend."""
+"""What ends a script without being a bug."""
 
 
 class UserError(Exception):
@@ -7,3 +7,16 @@ class UserError(Exception):
     Its message is one sentence: what was expected, what was found and where, what to do. The command line prints
     that sentence and ends with exit code 1; every other exception is a bug and keeps its traceback.
     """
+
+
+class StoppedError(Exception):
+    """A signal ended the work, after what was done had been written.
+
+    Args:
+        signal_number: The signal.
+        message: Where what was done is, and what goes on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

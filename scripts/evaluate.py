@@ -8,35 +8,18 @@ python scripts/evaluate.py lightning_logs/imagenet_*/version_0 --split test --en
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
-from pcam.cli import Arguments, Parser, PCamCLI, front_door, load_run
+from pcam.cli import AS_TRAINED, Arguments, DataPlace, Parser, PCamCLI, front_door, load_run
 from pcam.errors import UserError
 from pcam.evaluation.metrics import Choices, measure
 from pcam.evaluation.predictions import SymmetryAverage, average_scores
 from pcam.evaluation.report import System, compare, print_details, write_results
-from pcam.models.batch_norm import reestimate_batch_norm
+from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.patches import SplitName
 from pcam.run_folder import CheckpointName, RunFolder
-
-BATCH_NORM_PATCHES: Final = 10_000
-"""Training patches that batch norm is re-estimated on: the mean over 312 batches of 32 scatters by an eighteenth of
-what that of one batch does, at the cost of a minute on two cores."""
-
-
-@dataclass(frozen=True)
-class DataPlace:
-    """Where the patches are, if not where the run's config says.
-
-    Args:
-        root: Folder with the data; null is the folder that the run was trained on.
-    """
-
-    root: Path | None = None
 
 
 def evaluate(
@@ -46,7 +29,7 @@ def evaluate(
     tta: bool = False,
     reestimate_bn: bool = False,
     ensemble: bool = False,
-    data: DataPlace = DataPlace(),
+    data: DataPlace = AS_TRAINED,
 ) -> None:
     """Measure trained classifiers on the valid split, and on another if asked for.
 
@@ -77,7 +60,7 @@ def evaluate(
     for cli in loaded.get("_bn", []):
         device = cli.trainer.strategy.root_device
         network = cli.model.network.to(device)
-        reestimate_batch_norm(network, cli.datamodule.training_patches(BATCH_NORM_PATCHES, device))
+        reestimate_batch_norm(network, cli.datamodule.training_patches(REESTIMATION_PATCHES, device))
     systems: list[System] = []
     for bn, clis in loaded.items():
         members = [

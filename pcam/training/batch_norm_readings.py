@@ -50,6 +50,12 @@ class BatchNormReadings(Callback):
         """The statistics of each momentum."""
         return {str(momentum): shadow for momentum, shadow in self._shadows.items()}
 
+    @classmethod
+    def saved(cls, checkpoint: Mapping[str, Any]) -> dict[float, Statistics]:
+        """Find the statistics of each momentum in a checkpoint; none if the run was trained without this callback."""
+        state: Mapping[str, Statistics] = checkpoint.get("callbacks", {}).get(cls.__qualname__, {})
+        return {float(momentum): statistics for momentum, statistics in state.items()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up."""
         self._shadows = {float(momentum): shadow for momentum, shadow in state_dict.items()}

@@ -6,20 +6,8 @@ from types import FrameType
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from pcam.errors import StoppedError
 from pcam.run_folder import RunFolder
-
-
-class TrainingInterruptedError(Exception):
-    """Training was interrupted by a signal, after a checkpoint.
-
-    Args:
-        signal_number: The signal.
-        message: Where the checkpoint is, and the command that goes on.
-    """
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 class Interruption(Checkpoint):
@@ -66,7 +54,7 @@ class Interruption(Checkpoint):
             return
         path = self.run.checkpoints / "last.ckpt"
         trainer.save_checkpoint(path)
-        raise TrainingInterruptedError(
+        raise StoppedError(
             self._signal_number,
             f"Interrupted after step {trainer.global_step}; {path} holds everything up to there. "
             f"Go on with: python scripts/train.py --resume {self.run.path}",

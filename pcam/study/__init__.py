@@ -1,0 +1,1 @@
+"""From a plan of arms and seeds to a report."""

@@ -1,0 +1,171 @@
+"""What a run of a study leaves behind, and reads back for the report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from pcam.atomic import atomic_path
+from pcam.errors import UserError
+from pcam.evaluation.metrics import Cuts
+from pcam.evaluation.predictions import Predictions
+from pcam.patches import SplitName
+from pcam.run_folder import RunFolder
+from pcam.study.plan import READINGS, Reading, Run
+
+METRICS = ("auroc", "average_precision", "accuracy", "loss")
+"""Of each reading: area under the ROC, average precision, accuracy at a score of 0.5, and loss in nats."""
+
+
+def measure_predictions(predictions: Predictions) -> dict[str, float]:
+    """Compute `METRICS`.
+
+    Args:
+        predictions: With both labels.
+
+    Returns:
+        Each metric.
+    """
+    labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
+    cuts = Cuts.count(labels, logits, np.ones((1, len(labels))))
+    return {
+        "auroc": float(cuts.auroc()[0]),
+        "average_precision": float(cuts.average_precision()[0]),
+        "accuracy": float(cuts.decisions(0.0)["accuracy"][0]),
+        "loss": float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean()),
+    }
+
+
+def write_result(
+    run: Run, trained: RunFolder, split: SplitName, readings: Mapping[Reading, Predictions], facts: Mapping[str, Any]
+) -> None:
+    """Write the predictions of each reading, then `study.json`, whose presence says that the run is done.
+
+    Args:
+        run: The run.
+        trained: Its folder.
+        split: What was predicted.
+        readings: Predictions of the same patches; of a network without batch norm only the first reading.
+        facts: What else the report says of the run.
+    """
+    first = next(iter(readings.values()))
+    table = pd.DataFrame({"id": first.ids, "label": first.labels, "group": first.groups})
+    for reading, predictions in readings.items():
+        table[reading] = predictions.logits.astype(np.float64)
+    with atomic_path(trained.path / f"study_{split}.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    record = {
+        "arm": run.arm,
+        "seed": run.seed,
+        "split": split,
+        **facts,
+        "seconds": _seconds(trained.path),
+        "environment": json.loads((trained.path / "environment.json").read_text()),
+        "readings": {reading: measure_predictions(predictions) for reading, predictions in readings.items()},
+    }
+    with atomic_path(trained.path / "study.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _seconds(folder: Path) -> float:
+    """How long training took, validation included: the spans of its TensorBoard files."""
+    total = 0.0
+    for path in folder.glob("events.out.tfevents.*"):
+        times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
+        total += max(times) - min(times)
+    return total
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that is done.
+
+    Args:
+        folder: Its folder.
+        record: What `study.json` says.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, split: SplitName) -> "RunResult":
+        """Read a result.
+
+        Args:
+            path: Its `study.json`.
+            split: What the report is on.
+
+        Returns:
+            The result.
+
+        Raises:
+            UserError: If it is of another split.
+        """
+        record = json.loads(path.read_text())
+        if record["split"] != split:
+            raise UserError(
+                f"Expected a result on the split '{split}' in {path}, but found one on '{record['split']}'; delete it, "
+                f"and the study measures the run again."
+            )
+        return cls(path.parent, record)
+
+    def reading(self, reading: Reading) -> Reading:
+        """The reading that stands for another: a network without batch norm has but one."""
+        return reading if reading in self.record["readings"] else READINGS[0]
+
+    def metrics(self, reading: Reading) -> dict[str, float]:
+        """`METRICS` of a reading of the last checkpoint."""
+        metrics: dict[str, float] = self.record["readings"][self.reading(reading)]
+        return metrics
+
+    def logits(self, reading: Reading) -> NDArray[np.float64]:
+        """Logits of a reading, in the order of the packed store."""
+        logits: NDArray[np.float64] = self._table[self.reading(reading)].to_numpy()
+        return logits
+
+    @property
+    def labels(self) -> NDArray[np.float64]:
+        """0 or 1."""
+        return self._table["label"].to_numpy(dtype=np.float64)
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of identical pixels that each patch is in."""
+        groups: list[str] = self._table["group"].tolist()
+        return groups
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        # As text: the hash of a group may look like a number.
+        return pd.read_csv(self.folder / f"study_{self.record['split']}.csv", dtype={"id": str, "group": str})
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """What was logged in training, a row a step."""
+        return pd.read_csv(self.folder / "metrics.csv")
+
+    def validation(self, name: str, reading: Reading) -> "pd.Series[float]":
+        """A metric on the whole valid split at each validation, by step; `name` as in METRICS."""
+        column = f"val/{name}_{reading}"
+        if column not in self.curves:
+            column = f"val/{name}"
+        return self.curves.set_index("step")[column].dropna()
+
+    def published_selection(self, reading: Reading) -> dict[str, float]:
+        """What is measured at the validation where a reading's loss is lowest: the way the published study chose.
+
+        Returns:
+            `step`, `loss`, `accuracy` and `auroc` on the whole valid split.
+        """
+        loss = self.validation("loss", reading)
+        row = int(loss.argmin())
+        values = {name: float(self.validation(name, reading).iloc[row]) for name in ("loss", "accuracy", "auroc")}
+        return {"step": float(loss.index[row]), **values}

@@ -1,0 +1,88 @@
+"""Plans of studies, and the ones that are shipped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pcam.errors import UserError
+from pcam.study.plan import Arm, Plan, Published, Question, Run
+from tests.conftest import REPOSITORY
+
+CNN = REPOSITORY / "configs" / "cnn.yaml"
+IMAGENET = REPOSITORY / "configs" / "imagenet_dropout.yaml"
+
+PLAN = Plan(
+    name="tiny",
+    title="Tiny",
+    split="valid",
+    seeds=[1, 2],
+    arms={"long": Arm("long", CNN), "short": Arm("short", CNN, {"trainer.max_steps": 5})},
+    questions=[Question("Are they as good?", "long", "short", "reestimated", "equivalence", 0.01)],
+    published={"long": Published(auroc=0.9)},
+    published_tables=[],
+    source="nowhere",
+)
+
+
+def test_the_shortest_runs_come_first() -> None:
+    assert PLAN.runs() == [Run("short", 1), Run("short", 2), Run("long", 1), Run("long", 2)]
+    assert Run("short", 1).name == "short_seed_1"
+
+
+def test_an_arm_is_known_by_what_decides_it(tmp_path: Path) -> None:
+    arm = Arm("CNN", CNN)
+    copied = tmp_path / "other.yaml"
+    copied.write_text(CNN.read_text().replace("experiment: cnn", "experiment: other") + "# a comment\n")
+    assert Arm("another label", copied).digest() == arm.digest()
+    assert Arm("CNN", CNN, {"trainer.max_steps": 5}).digest() != arm.digest()
+    assert Arm("CNN", CNN, batch_norm_readings=True).digest() != arm.digest()
+
+
+def test_overrides_win_over_the_config() -> None:
+    assert Arm("", CNN).max_steps("cnn") == 13500
+    assert Arm("", CNN, {"trainer.max_steps": 5}).max_steps("cnn") == 5
+    assert Arm("", IMAGENET).uses_weights()
+    assert not Arm("", IMAGENET, {"model.network.weights": None}).uses_weights()
+    assert not Arm("", CNN).uses_weights()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"published": {"lnog": Published()}}, r"about the arms long, short, but found lnog; correct"),
+        ({"seeds": [1, 1]}, r"Expected seeds that differ, at least one, but found \[1, 1\]"),
+        ({"seeds": []}, "Expected seeds that differ, at least one"),
+        (
+            {"questions": [Question("So?", "long", "short", "reestimated", "equivalence")]},
+            "Expected a margin above 0 for a question of equivalence, and for no other, but found None for 'So",
+        ),
+        (
+            {"questions": [Question("So?", "long", "short", "reestimated", "difference", 0.1)]},
+            "Expected a margin above 0 for a question of equivalence, and for no other, but found 0.1",
+        ),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(PLAN, **change)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Expected the config of an experiment at .*broken.yaml, but it cannot be read"),
+        ("a: [", "Expected the config of an experiment at .*broken.yaml, but it cannot be read"),
+        ("words", "Expected the config of an experiment at .*broken.yaml, but found no options in it"),
+        (
+            "trainer: {max_epochs: 3}",
+            "Expected trainer.max_steps above 0 in the arm 'short' of a study, but found None",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_an_arm_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        replace(PLAN, arms=dict(PLAN.arms) | {"short": Arm("short", path)}).runs()

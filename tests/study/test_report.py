@@ -1,0 +1,247 @@
+"""Reports from files of runs that are made up, so that what they must say is known."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from pcam.errors import UserError
+from pcam.evaluation.predictions import Predictions
+from pcam.run_folder import RunFolder
+from pcam.study.plan import READINGS, Arm, Plan, Published, PublishedTable, Question, Run
+from pcam.study.report import write_report
+from pcam.study.results import RunResult, measure_predictions, write_result
+from pcam.study.runner import StudyFolder
+from tests.conftest import REPOSITORY
+
+PATCHES = 400
+CONFIG = REPOSITORY / "configs" / "random_dropout.yaml"
+
+PLAN = Plan(
+    name="made_up",
+    title="A <made up> study",
+    split="valid",
+    seeds=[1, 2, 3],
+    arms={
+        "good": Arm("good network", CONFIG, batch_norm_readings=True),
+        "same": Arm("the same again", CONFIG, batch_norm_readings=True),
+        "poor": Arm("poor network", CONFIG),
+        "absent": Arm("absent network", CONFIG),
+    },
+    questions=[
+        Question("Is good better than poor?", "good", "poor", "reestimated", "difference"),
+        Question("Is good as good as the same?", "good", "same", "reestimated", "equivalence", 0.05),
+        Question("Does the lag hide it?", "good", "good", "reestimated", "difference", other_reading="momentum_0.001"),
+        Question("Is good within .01 of poor?", "good", "poor", "reestimated", "equivalence", 0.01),
+        Question("Do equals differ?", "good", "same", "reestimated", "difference"),
+        Question("What of the absent?", "good", "absent", "reestimated", "difference"),
+    ],
+    published={
+        "good": Published(auroc=0.654, loss=0.69151, accuracy=0.535, roc_figure=2, loss_figure=6),
+        "same": Published(loss=0.69278, accuracy=0.5138, loss_figure=7),
+        "absent": Published(auroc=0.9),
+    },
+    published_tables=[PublishedTable(2, "dropout removed", "same", "good", "It prints another number.")],
+    source="a report",
+)
+
+
+def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0) -> None:
+    """Write what training and measuring leave; higher signals separate the classes better."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(PATCHES) % 2).astype(np.uint8)
+    noise = np.random.default_rng((run.seed, seed)).normal(size=PATCHES)
+    shared = rng.normal(size=PATCHES)
+    trained = RunFolder(folder.runs / run.name / "version_0")
+    trained.checkpoints.mkdir(parents=True)
+    (trained.checkpoints / "last.ckpt").touch()
+    (trained.path / "environment.json").write_text(
+        json.dumps(
+            {
+                "python": "3.11", "packages": {"torch": "2.15", "lightning": "2.6"}, "device": "cpu", "threads": 2,
+                "git_commit": "0123456789abcdef",
+            }
+        )
+    )  # fmt: skip
+    events = EventFileWriter(str(trained.path))
+    events.close()
+    separated = (2.0 * labels - 1) * signal
+
+    def predictions(logits: np.ndarray) -> Predictions:
+        ids = [f"{index:03d}" for index in range(PATCHES)]
+        return Predictions(ids, labels, logits.astype(np.float32), [f"{index // 2}" for index in range(PATCHES)])
+
+    true = predictions(separated + 0.9 * shared + 0.1 * noise)
+    lagging = predictions(0.1 * separated + noise)
+    readings = {"momentum_0.1": true}
+    curves = pd.DataFrame({"step": [5, 10], "epoch": [0, 0], "train/loss": [0.6, 0.4]})
+    curves = curves.assign(**{"val/loss": [0.5, 0.45], "val/accuracy": [0.7, 0.8], "val/auroc": [0.8, 0.9]})
+    if PLAN.arms[run.arm].batch_norm_readings:
+        readings |= {"momentum_0.001": lagging, "reestimated": true}
+        for name, values in {"loss": [0.6931, 0.7], "accuracy": [0.5, 0.6], "auroc": [0.51, 0.6]}.items():
+            curves[f"val/{name}_momentum_0.001"] = values
+            for reading in ("momentum_0.1", "reestimated"):
+                curves[f"val/{name}_{reading}"] = curves[f"val/{name}"]
+    curves.to_csv(trained.metrics, index=False)
+    facts = {
+        "step": 10, "batch_size": 32, "train_patches": 200, "passes": 1.6, "data_fingerprint": "abc",
+        "slides_known": False,
+    }  # fmt: skip
+    write_result(run, trained, "valid", readings, facts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    made = StudyFolder(tmp_path_factory.mktemp("study"))
+    for seed in PLAN.seeds:
+        make_run(made, Run("good", seed), 1.0)
+        make_run(made, Run("same", seed), 1.0, seed=1)
+    for seed in (1, 2):
+        make_run(made, Run("poor", seed), 0.1)
+    (made.runs / "absent_seed_1").mkdir()
+    made.failure(Run("absent", 1)).write_text("Expected weights, but found none.\n")
+    write_report(PLAN, made)
+    return made
+
+
+def test_each_question_has_an_answer_that_follows_from_its_test(folder: StudyFolder) -> None:
+    table = pd.read_csv(folder.report / "questions.csv")
+    answers = table["answer"].tolist()
+    assert re.match(r"Yes: good network has a higher AUROC than poor network, by 0\.\d{4} .* 2 seeds", answers[0])
+    assert re.match("Yes: good network and the same again are as good as each other within 0.05", answers[1])
+    assert re.match(r"Yes: good network \(re-estimated\) has a higher AUROC than good network \(momentum", answers[2])
+    assert re.match("No: good network is better by more than 0.01", answers[3])
+    assert re.match(
+        r"Not shown: good network and the same again may differ or not .* A difference of 0\.\d{4} would have been",
+        answers[4],
+    )
+    assert answers[5] == "Not answered: no seed of both good network and absent network is done."
+    assert table["seeds"].tolist() == [2, 3, 3, 2, 3, 0]
+    assert (table["p_holm"] >= table["p"]).all()
+    assert table["p_holm"][5] == 1
+
+
+def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
+    run = RunResult.read(folder.runs / "good_seed_2" / "version_0" / "study.json", "valid")
+    for reading in READINGS:
+        logits = run.logits(reading)
+        scores = 1 / (1 + np.exp(-logits))
+        assert run.metrics(reading) == pytest.approx(
+            {
+                "auroc": roc_auc_score(run.labels, scores),
+                "average_precision": average_precision_score(run.labels, scores),
+                "accuracy": accuracy_score(run.labels, scores > 0.5),
+                "loss": log_loss(run.labels, scores),
+            }
+        )
+    arms = pd.read_csv(folder.report / "arms.csv").set_index(["arm", "reading"])
+    aurocs = [
+        RunResult.read(folder.runs / f"good_seed_{seed}" / "version_0" / "study.json", "valid").metrics("reestimated")
+        for seed in PLAN.seeds
+    ]
+    values = np.array([metrics["auroc"] for metrics in aurocs])
+    assert arms.loc[("good", "reestimated"), "auroc_mean"] == pytest.approx(values.mean())
+    assert arms.loc[("good", "reestimated"), "auroc_sd"] == pytest.approx(values.std(ddof=1))
+
+
+def test_published_selection_is_the_validation_with_the_lowest_loss_of_the_reading(folder: StudyFolder) -> None:
+    run = RunResult.read(folder.runs / "good_seed_1" / "version_0" / "study.json", "valid")
+    assert run.published_selection("momentum_0.001") == {"step": 5, "loss": 0.6931, "accuracy": 0.5, "auroc": 0.51}
+    assert run.published_selection("reestimated") == {"step": 10, "loss": 0.45, "accuracy": 0.8, "auroc": 0.9}
+
+
+def test_a_network_without_batch_norm_reads_the_same_in_all(folder: StudyFolder) -> None:
+    run = RunResult.read(folder.runs / "poor_seed_1" / "version_0" / "study.json", "valid")
+    assert np.array_equal(run.logits("reestimated"), run.logits("momentum_0.1"))
+    assert run.published_selection("momentum_0.001") == run.published_selection("momentum_0.1")
+
+
+class Page(HTMLParser):
+    """What a browser would load, and the alternatives of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.alternatives: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag in ("img", "script", "link", "iframe"):
+            self.sources.append(found.get("src") or found.get("href") or "")
+            self.alternatives.append(found.get("alt") or "")
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(folder: StudyFolder) -> None:
+    text = (folder.report / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.sources
+    for source in page.sources:
+        assert source.startswith("data:image/svg+xml;base64,")
+        assert b"<svg" in base64.b64decode(source.partition(",")[2])
+    assert all(len(alternative) > 20 for alternative in page.alternatives)
+    assert "A &lt;made up&gt; study" in text
+    assert "<made up>" not in text
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder) -> None:
+    text = (folder.report / name).read_text()
+    for expected in (
+        "8 of 12 runs are done",
+        "absent network, seed 1: Expected weights, but found none.",
+        "absent network, seed 2: not trained yet",
+        "poor network, seed 3: not trained yet",
+        "Slides are not known",
+        "It prints another number.",
+        "0.69151",
+        "-0.02120",  # 0.5138 - 0.5350, published
+        "(ln 2 is 0.693)",
+    ):
+        assert expected in text
+
+
+def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
+    names = {path.name for path in (folder.report / "figures").iterdir()}
+    stems = {"roc_arms", "forest", "roc_good", "loss_good", "loss_same", "loss_poor"}
+    assert names == {f"{stem}.{ending}" for stem in stems for ending in ("svg", "png")}
+
+
+def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    make_run(made, Run("poor", 1), 0.1)
+    write_report(replace(PLAN, seeds=[1]), made)
+    answer = pd.read_csv(made.report / "questions.csv")["answer"][0]
+    assert "; 1 seed). One seed: the interval counts the patches only, not the seed." in answer
+    assert "nan" not in (made.report / "report.md").read_text()
+
+
+def test_a_study_without_a_run_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Expected at least one run that is done in .*runs, but found none"):
+        write_report(PLAN, StudyFolder(tmp_path))
+
+
+def test_runs_on_other_patches_are_refused(tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    make_run(made, Run("poor", 1), 0.1)
+    path = made.runs / "poor_seed_1" / "version_0" / "study.json"
+    path.write_text(path.read_text().replace('"abc"', '"xyz"'))
+    with pytest.raises(UserError, match=r"but those of .*poor_seed_1.* are not those of .*good_seed"):
+        write_report(PLAN, made)
+    with pytest.raises(UserError, match=r"Expected a result on the split 'test' in .*, but found one on 'valid'"):
+        write_report(replace(PLAN, split="test"), made)
+
+
+def test_metrics_of_scores_that_saturate_are_finite() -> None:
+    made = Predictions(["a", "b"], np.array([0, 1], np.uint8), np.array([100, -100], np.float32), ["a", "b"])
+    assert measure_predictions(made) == {"auroc": 0, "average_precision": 0.5, "accuracy": 0, "loss": 100}
