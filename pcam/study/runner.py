@@ -114,27 +114,27 @@ def execute(
     """
     for run in runs:
         _check_same_arm(plan, run, folder)
-    steps = {run: plan.arms[run.arm].max_steps(run.arm) for run in runs}
+    open_runs = [run for run in runs if folder.result(run) is None]
+    steps = {run: plan.arms[run.arm].max_steps(run.arm) for run in open_runs}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     failures: dict[Run, str] = {}
     with Progress(*columns, TimeRemainingColumn(), speed_estimate_period=600) as progress, _signals() as received:
-        bar = progress.add_task("Study", total=sum(steps.values()))
+        bar = progress.add_task("Nothing to train", total=sum(steps.values()))
         done = 0
-        for number, run in enumerate(runs, start=1):
-            progress.update(bar, description=f"{run.name} ({number} of {len(runs)})")
+        for number, run in enumerate(open_runs, start=1):
+            progress.update(bar, description=f"{run.name} ({number} of {len(open_runs)})")
 
             def advance(step: int, done: int = done) -> None:
                 progress.update(bar, completed=done + step)
 
-            if folder.result(run) is None:
-                reason = _train_and_measure(plan, run, folder, conditions, measure, advance, received)
-                if reason is not None:
-                    failures[run] = reason
-                    progress.console.print(f"{run.name} failed: {reason}")
-                if received:
-                    raise StoppedError(received[0], STOPPED)
+            reason = _train_and_measure(plan, run, folder, conditions, measure, advance, received)
+            if reason is not None:
+                failures[run] = reason
+                progress.console.print(f"{run.name} failed: {reason}")
+            if received:
+                raise StoppedError(received[0], STOPPED)
             done += steps[run]
-            progress.update(bar, completed=done)
+            advance(steps[run])
     return failures
 
 

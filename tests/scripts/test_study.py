@@ -1,0 +1,173 @@
+"""Studies through the front door: they train, are stopped, go on, fail in part, and report."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from tests.conftest import REPOSITORY, load_script
+
+study = load_script("study").main
+
+STEPS = 12
+
+
+@pytest.fixture
+def plan(patch_root: Path, cache_dir: Path, tmp_path: Path) -> Path:
+    """A study of two arms of the baseline CNN and one that cannot be had."""
+    shared = {
+        "trainer.max_steps": STEPS,
+        "trainer.val_check_interval": 4,
+        "trainer.log_every_n_steps": 2,
+        "data.batch_size": 8,
+        "data.cache_dir": str(cache_dir),
+    }
+    config = str(REPOSITORY / "configs" / "cnn.yaml")
+    contents = {
+        "name": "tiny",
+        "title": "A tiny study",
+        "source": "nowhere",
+        "split": "valid",
+        "seeds": [1],
+        "arms": {
+            "plain": {"label": "plain", "config": config, "overrides": shared},
+            "broken": {
+                "label": "MobileNetV2 without its weights",
+                "config": str(REPOSITORY / "configs" / "imagenet_dropout.yaml"),
+                "overrides": shared | {"model.network.weights": str(tmp_path / "nothing.pth")},
+                "batch_norm_readings": True,
+            },
+            "dropout": {"label": "dropout", "config": config, "overrides": shared | {"model.network.dropout": 0.5}},
+        },
+        "published": {"plain": {"auroc": 0.944, "roc_figure": 3}},
+        "published_tables": [],
+        "questions": [
+            {"text": "Do they differ?", "arm": "plain", "other": "dropout", "reading": "reestimated",
+             "test": "difference"},
+        ],
+    }  # fmt: skip
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(contents, sort_keys=False))
+    return path
+
+
+def words(plan: Path, root: Path, output: Path, *more: str) -> list[str]:
+    return ["--config", str(plan), "--data.root", str(root), "--output", str(output), *more]
+
+
+@pytest.mark.slow
+def test_one_arm_fails_and_the_others_go_on(
+    plan: Path, patch_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "study"
+    with pytest.raises(SystemExit) as ended:
+        study(words(plan, patch_root, output))
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert "Expected 3 runs, but 1 could not be done (broken_seed_1: train.py: Expected" in said.err
+    assert "nothing.pth" in said.err
+    assert "Traceback" not in said.err
+    results = {path.parts[-3] for path in output.glob("runs/*/version_0/study.json")}
+    assert results == {"plain_seed_1", "dropout_seed_1"}
+    report = (output / "report" / "report.md").read_text()
+    assert "2 of 3 runs are done" in report
+    assert "MobileNetV2 without its weights, seed 1: train.py: Expected" in report
+    # What is done is not done again; what is not is tried again.
+    before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/version_0/*")}
+    with pytest.raises(SystemExit):
+        study(words(plan, patch_root, output))
+    assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/version_0/*")} == before
+    # From files alone.
+    (output / "report" / "report.html").unlink()
+    study(["--config", str(plan), "--output", str(output), "--report_only"])
+    assert (output / "report" / "report.html").exists()
+    # Another arm under the same name is not taken for this one.
+    plan.write_text(plan.read_text().replace("model.network.dropout: 0.5", "model.network.dropout: 0.25"))
+    with pytest.raises(SystemExit):
+        study(words(plan, patch_root, output))
+    assert "dropout_seed_1 to be a run of the arm 'dropout' as the study's YAML has it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Path, tmp_path: Path) -> None:
+    study(words(plan, patch_root, tmp_path / "whole", "--shard", "1/3"))
+    (run,) = (tmp_path / "whole" / "runs").iterdir()
+    assert run.name == "plain_seed_1"  # the others are other machines'
+    stopped = tmp_path / "stopped"
+    command = [sys.executable, str(REPOSITORY / "scripts" / "study.py"), *words(plan, patch_root, stopped)]
+    process = subprocess.Popen([*command, "--shard", "1/3"], stderr=subprocess.PIPE, text=True)
+    metrics = stopped / "runs" / "plain_seed_1" / "version_0" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Stopped; what is done is kept, and the same command goes on with the rest" in said
+    study(words(plan, patch_root, stopped, "--shard", "1/3"))
+    ends = [
+        torch.load(folder / "runs" / "plain_seed_1" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (tmp_path / "whole", stopped)
+    ]
+    for name, value in ends[0]["state_dict"].items():
+        assert torch.equal(value, ends[1]["state_dict"][name]), name
+    records = [
+        json.loads((folder / "runs" / "plain_seed_1" / "version_0" / "study.json").read_text())["readings"]
+        for folder in (tmp_path / "whole", stopped)
+    ]
+    assert records[0] == records[1]
+    assert pd.read_csv(metrics)["step"].is_unique
+
+
+@pytest.mark.slow
+def test_readings_are_measured_where_there_is_batch_norm(plan: Path, patch_root: Path, tmp_path: Path) -> None:
+    contents = yaml.safe_load(plan.read_text())
+    arm = contents["arms"].pop("broken")
+    arm["overrides"] |= {"model.network.weights": None, "trainer.max_steps": 4}
+    contents |= {"arms": {"random": arm}, "published": {}, "questions": []}
+    plan.write_text(yaml.safe_dump(contents))
+    study(words(plan, patch_root, tmp_path / "study"))
+    folder = tmp_path / "study" / "runs" / "random_seed_1" / "version_0"
+    record = json.loads((folder / "study.json").read_text())
+    assert list(record["readings"]) == ["momentum_0.1", "momentum_0.001", "reestimated"]
+    # At the last step there was a validation, on the same patches.
+    last = pd.read_csv(folder / "metrics.csv").set_index("step").loc[4]
+    for reading in ("momentum_0.1", "momentum_0.001"):
+        assert record["readings"][reading]["loss"] == pytest.approx(last[f"val/loss_{reading}"], rel=1e-5)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
+def test_a_shard_that_is_none_is_refused(
+    shard: str, plan: Path, patch_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        study(words(plan, patch_root, tmp_path / "study", "--shard", shard))
+    assert ended.value.code == 1
+    assert f"Expected --shard as PART/PARTS, such as 2/4, but found '{shard}'" in capsys.readouterr().err
+
+
+def test_patches_are_asked_for(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        study(["--config", str(plan)])
+    assert ended.value.code == 1
+    assert "give it with --data.root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((REPOSITORY / "configs" / "studies").iterdir())])
+def test_a_shipped_study_is_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)  # its configs are relative to it
+    path = REPOSITORY / "configs" / "studies" / f"{name}.yaml"
+    with pytest.raises(SystemExit):
+        study(["--config", str(path), "--output", str(tmp_path), "--report_only"])
+    assert "Expected at least one run that is done" in capsys.readouterr().err
+    assert yaml.safe_load(path.read_text())["name"] == name
+    assert not list(tmp_path.iterdir())
