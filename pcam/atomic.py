@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pcam.errors import UserError
+
 
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
@@ -17,7 +19,15 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
     Yields:
         A path in the same folder, for the block to write a file to.
+
+    Raises:
+        UserError: If there is a folder in its place, or a file in the place of its folder.
     """
+    if final.is_dir():
+        raise UserError(f"Expected to write a file {final}, but found a folder there; choose another place.")
+    folder = next(parent for parent in final.parents if parent.exists())
+    if not folder.is_dir():
+        raise UserError(f"Expected to write a file {final}, but {folder} is no folder; choose another place.")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:

@@ -3,16 +3,18 @@
 import argparse
 import errno
 import functools
+import itertools
 import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, cast
 
 import torch
+from jsonargparse.typing import PositiveFloat
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -24,11 +26,12 @@ from pcam.data import PCamDataModule
 from pcam.errors import StoppedError, UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.patches import SplitName
-from pcam.run_folder import CheckpointName, RunFolder
+from pcam.run_folder import CheckpointName, ResumeName, RunFolder
 from pcam.training import PatchClassifier
 from pcam.training.checkpoints import MONITORS, LastCheckpoint, Monitor, best_checkpoint, load_checkpoint
 from pcam.training.classifier import PredictOutput
 from pcam.training.curves import Curves
+from pcam.training.divergence import Divergence
 from pcam.training.hyperparameters import Hyperparameters
 from pcam.training.interruption import Interruption
 from pcam.training.metrics_file import MetricsFile
@@ -110,6 +113,16 @@ class Parser(LightningArgumentParser):
         """Print the sentence, without the usage, which is longer than a screen."""
         _leave(" ".join(message.split()), 2)
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, and answer a config that is no text with one sentence too."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(
+                f"Expected a config in UTF-8, but found the byte {error.object[error.start]:#04x} at place "
+                f"{error.start} ({error.reason}); save it as UTF-8."
+            )
+
 
 def run_subcommand(description: str, functions: Mapping[str, Callable[..., None]], args: Arguments) -> None:
     """Run one of several functions as a subcommand; its options come from its signature and docstring.
@@ -176,10 +189,22 @@ class PCamCLI(LightningCLI):
             help="Folder of all runs; this one becomes <runs_dir>/<experiment>/version_N.",
         )
         parser.add_argument(
+            "--checkpoint_every_seconds",
+            type=PositiveFloat | None,
+            default=None,
+            help="Write last.ckpt also this long after the one before; null only after validation and at the end.",
+        )
+        parser.add_argument(
             "--resume",
             type=Path | None,
             default=None,
             help="A run folder to go on in, with its own config and its last checkpoint, instead of --config.",
+        )
+        parser.add_argument(
+            "--resume_from",
+            type=ResumeName,
+            default="last",
+            help="The checkpoint that --resume goes on from: last, or previous, the one before it.",
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -218,7 +243,7 @@ class PCamCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Note what the config says before anything in it is replaced."""
         config = self.config.clone()
-        for key in ("config", "resume"):
+        for key in ("config", "resume", "resume_from"):
             config.pop(key, None)
         self._saved_config = self.parser.dump(config, skip_none=False)
         if self.run is not None or not self.record:
@@ -246,7 +271,7 @@ class PCamCLI(LightningCLI):
         if not self.config.trainer.fast_dev_run:
             resume_step = None
             if self.run is not None:
-                resume_step = load_checkpoint(self.run.checkpoint("last"))["global_step"]
+                resume_step = self._resume_step(self.run)
             self.datamodule.prepare_data()  # before there is a run folder, which nothing wrong with the data may leave
             if self.run is None:
                 self.run = self._claim_run()
@@ -267,11 +292,25 @@ class PCamCLI(LightningCLI):
                 Curves(),
                 self.hyperparameters,
                 best_checkpoint(self.run, monitor),
-                LastCheckpoint(self.run),
+                Divergence(self.run),
+                LastCheckpoint(self.run, self.config.checkpoint_every_seconds),
                 Interruption(self.run),
             ]
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _resume_step(self, run: RunFolder) -> int:
+        """Optimizer steps behind the checkpoint that training goes on from."""
+        try:
+            step: int = load_checkpoint(run.checkpoint(self.config.resume_from))["global_step"]
+        except UserError as error:
+            previous = run.checkpoints / "previous.ckpt"
+            if self.config.resume_from == "last" and previous.exists():
+                raise UserError(
+                    f"{str(error).rstrip('.')}; {previous} is the one before it: --resume_from previous."
+                ) from error
+            raise
+        return step
 
     @rank_zero_only
     def _write_config(self, run: RunFolder) -> None:
@@ -303,7 +342,9 @@ class PCamCLI(LightningCLI):
 
     def fit(self) -> None:
         """Train, or go on training, and record what it ran on."""
-        ckpt_path = None if self.config.resume is None or self.run is None else self.run.checkpoint("last")
+        ckpt_path = None
+        if self.config.resume is not None and self.run is not None:
+            ckpt_path = self.run.checkpoint(self.config.resume_from)
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         frozen = sum(weight.numel() for weight in self.model.parameters()) - trained
         rank_zero_info(f"{type(self.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
@@ -375,6 +416,26 @@ def load_run(run: RunFolder, checkpoint: CheckpointName, data_root: Path | None 
             f"are of another network; put back the checkpoint and config of one run."
         ) from error
     return cli
+
+
+def check_same_patches(folders: Sequence[RunFolder], runs: Sequence[PCamCLI], splits: Sequence[SplitName]) -> None:
+    """Refuse to compare runs on different patches.
+
+    Args:
+        folders: The run folders.
+        runs: The same runs, loaded.
+        splits: What they are to be compared on.
+
+    Raises:
+        UserError: If a split of one is not that of the first.
+    """
+    for (folder, run), split in itertools.product(zip(folders, runs, strict=True), splits):
+        if run.datamodule.packed(split).fingerprint != runs[0].datamodule.packed(split).fingerprint:
+            raise UserError(
+                f"Expected runs on the same patches, but the {split} split of {folders[0].path} "
+                f"({runs[0].datamodule.root}) is not that of {folder.path} ({run.datamodule.root}); give one "
+                f"--data.root for all."
+            )
 
 
 def _quieten() -> None:

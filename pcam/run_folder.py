@@ -1,9 +1,10 @@
 """The run folder: where it is, what lies where in it."""
 
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.patches import SplitName
 
-CheckpointName = Literal["best", "last"]
+CheckpointName = Literal["best", "last", "previous"]
+ResumeName = Literal["last", "previous"]
 
 _PACKAGES: Final = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow")
 
@@ -93,7 +95,7 @@ class RunFolder:
         """Find a checkpoint.
 
         Args:
-            name: "best" by the experiment's `monitor`, or "last".
+            name: "best" by the experiment's `monitor`; "last"; or "previous", the one before it.
 
         Returns:
             The file.
@@ -103,9 +105,10 @@ class RunFolder:
         """
         path = self.checkpoints / f"{name}.ckpt"
         if not path.is_file():
+            why = "has written only one" if name == "previous" else "ended before its first validation"
             raise UserError(
-                f"Expected a checkpoint {path}, but there is none: the run ended before its first validation; "
-                f"train it anew with scripts/train.py --config {self.config}."
+                f"Expected a checkpoint {path}, but there is none: the run {why}; train it anew with scripts/train.py "
+                f"--config {self.config}."
             )
         return path
 
@@ -131,6 +134,20 @@ class RunFolder:
         }
         with atomic_path(self.path / "environment.json") as temporary:
             temporary.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def run_names(runs: Sequence[RunFolder]) -> list[str]:
+    """What tells runs apart: `<experiment>/version_N`, and what comes before if they lie in different folders.
+
+    Args:
+        runs: At least one.
+
+    Returns:
+        The name of each.
+    """
+    paths = [run.path.resolve() for run in runs]
+    common = os.path.commonpath([path.parent.parent for path in paths])
+    return [str(path.relative_to(common)) for path in paths]
 
 
 def _git_commit() -> str | None:

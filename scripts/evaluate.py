@@ -5,21 +5,17 @@ python scripts/evaluate.py lightning_logs/imagenet_dropout/version_0 --split tes
 python scripts/evaluate.py lightning_logs/imagenet_*/version_0 --split test --ensemble
 """
 
-import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from pcam.cli import AS_TRAINED, Arguments, DataPlace, Parser, PCamCLI, front_door, load_run
+from pcam.cli import AS_TRAINED, Arguments, DataPlace, Parser, PCamCLI, check_same_patches, front_door, load_run
 from pcam.errors import UserError
 from pcam.evaluation.metrics import Choices, measure
-from pcam.evaluation.predictions import SymmetryAverage, average_scores
+from pcam.evaluation.predictions import SymmetryAverage, average_scores, check_finite
 from pcam.evaluation.report import System, compare, print_details, write_results
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.patches import SplitName
-from pcam.run_folder import CheckpointName, RunFolder
+from pcam.run_folder import CheckpointName, RunFolder, run_names
 
 
 def evaluate(
@@ -56,7 +52,7 @@ def evaluate(
         bn: [load_run(folder, checkpoint, data.root) for folder in folders]
         for bn in (["", "_bn"] if reestimate_bn else [""])
     }
-    _check_same_patches(folders, loaded[""], splits)
+    check_same_patches(folders, loaded[""], splits)
     for cli in loaded.get("_bn", []):
         device = cli.trainer.strategy.root_device
         network = cli.model.network.to(device)
@@ -65,7 +61,7 @@ def evaluate(
     for bn, clis in loaded.items():
         members = [
             _predict(name, folder, bn + suffix, cli, splits)
-            for name, folder, cli in zip(_names(folders), folders, clis, strict=True)
+            for name, folder, cli in zip(run_names(folders), folders, clis, strict=True)
         ]
         systems += members
         if ensemble:
@@ -84,34 +80,12 @@ def evaluate(
     print("Predictions and figures:", *(system.output(name) for system in systems for name in splits), sep="\n  ")
 
 
-def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """What tells runs apart: `<experiment>/version_N`, and what comes before if they lie in different folders."""
-    paths = [folder.path.resolve() for folder in folders]
-    common = os.path.commonpath([path.parent.parent for path in paths])
-    return [str(path.relative_to(common)) for path in paths]
-
-
-def _check_same_patches(folders: Sequence[RunFolder], clis: Sequence[PCamCLI], splits: Sequence[SplitName]) -> None:
-    for (folder, cli), split in itertools.product(zip(folders, clis, strict=True), splits):
-        if cli.datamodule.packed(split).fingerprint != clis[0].datamodule.packed(split).fingerprint:
-            raise UserError(
-                f"Expected runs on the same patches, but the {split} split of {folders[0].path} "
-                f"({clis[0].datamodule.root}) is not that of {folder.path} ({cli.datamodule.root}); give one "
-                f"--data.root for all."
-            )
-
-
 def _predict(name: str, folder: RunFolder, variant: str, cli: PCamCLI, splits: Sequence[SplitName]) -> System:
     if "_tta" in variant:
         cli.model.network = SymmetryAverage(cli.model.network)
     predictions = {split: cli.predict(split) for split in splits}
     for split, predicted in predictions.items():
-        bad = np.count_nonzero(~np.isfinite(predicted.logits))
-        if bad:
-            raise UserError(
-                f"Expected finite logits from {folder.path}, but {bad:,} of {len(predicted.logits):,} on {split} are "
-                f"not: its training has diverged; train it anew with a lower learning rate."
-            )
+        check_finite(predicted.logits, f"{folder.path} on {split}")
     labels = {"_bn": "re-estimated bn", "_tta": "tta"}
     return System(
         name=", ".join([name, *(label for key, label in labels.items() if key in variant)]),

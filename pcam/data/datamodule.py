@@ -97,7 +97,9 @@ class PCamDataModule(LightningDataModule):
         root = self.root.resolve()
         place = hashlib.sha256(bytes(root)).hexdigest()[:12]
         name = f"{split}-{'deduplicated' if self.deduplicate else 'all'}.h5"
-        return self.cache_dir / f"{root.name}-{place}" / name
+        # A name may have 255 bytes: that of the root may already.
+        stem = root.name.encode(errors="surrogateescape")[:128].decode(errors="ignore")
+        return self.cache_dir / f"{stem}-{place}" / name
 
     def prepare_data(self) -> None:
         """Pack what training reads, before there are several processes."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pcam.atomic import atomic_path
+from pcam.errors import UserError
 from pcam.patches import Labels, Logits, Patches
 
 
@@ -59,6 +60,24 @@ class Predictions:
         )
         with atomic_path(path) as temporary:
             table.sort_values("id").to_csv(temporary, index=False)
+
+
+def check_finite(logits: NDArray[np.float32], source: str) -> None:
+    """Refuse logits that are not finite, of which no score can be made.
+
+    Args:
+        logits: Shape (patches,).
+        source: What the message says they are from: the run's folder, and on what.
+
+    Raises:
+        UserError: If some are infinite or NaN.
+    """
+    bad = np.count_nonzero(~np.isfinite(logits))
+    if bad:
+        raise UserError(
+            f"Expected finite logits from {source}, but {bad:,} of {len(logits):,} are not: its training has diverged; "
+            f"train it anew with a lower learning rate."
+        )
 
 
 def average_scores(members: Sequence[Predictions]) -> Predictions:

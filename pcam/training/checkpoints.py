@@ -1,6 +1,8 @@
 """The two checkpoints of a run: the best and the last."""
 
+import os
 import pickle
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -8,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from pcam.errors import UserError
 from pcam.run_folder import RunFolder
@@ -17,21 +20,68 @@ MONITORS: tuple[Monitor, ...] = get_args(Monitor)
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Write `last.ckpt` after each validation and at the end of training.
+    """Write `last.ckpt` after each validation, at the end of training and, if asked, by the clock.
 
-    Lightning's `save_last=True` would, as of 2.6, copy the best epoch when only the best is kept.
+    The one before it stays as `previous.ckpt`. Lightning's `save_last=True` would, as of 2.6, copy the best epoch when
+    only the best is kept.
 
     Args:
         run: Where to.
+        every_seconds: Also this long after the one before, at the end of a step; None only at validation.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, every_seconds: float | None = None) -> None:
         super().__init__(run.checkpoints, filename="last", save_on_train_epoch_end=False, enable_version_counter=False)
+        self._run = run
+        self._every_seconds = every_seconds
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Write a checkpoint if it is time."""
+        if self._every_seconds is None:
+            return
+        due = time.monotonic() - self._saved_at >= self._every_seconds
+        # One process decides, as their clocks may differ. Before a validation that is due, there is none: resuming from
+        # it would not repeat the validation, after which there is one anyway.
+        if trainer.strategy.broadcast(due) and not validation_is_due(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the final state too, where training does not end with a validation."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._saved_at = time.monotonic()
+        write_logs(trainer)
+        keep_previous(self._run, trainer)
+        super()._save_checkpoint(trainer, filepath)
+
+
+def write_logs(trainer: Trainer) -> None:
+    """Write what was logged so far, before a checkpoint: a run that goes on from it logs only what comes after."""
+    for logger in trainer.loggers:
+        logger.save()
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+
+
+def keep_previous(run: RunFolder, trainer: Trainer) -> None:
+    """Let `previous.ckpt` be what `last.ckpt` is now, before that is written anew; at every moment both are whole."""
+    last = run.checkpoints / "last.ckpt"
+    if trainer.is_global_zero and last.exists():
+        link = run.checkpoints / f".previous.{os.getpid()}.tmp"
+        link.unlink(missing_ok=True)
+        os.link(last, link)
+        link.replace(run.checkpoints / "previous.ckpt")
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the step that has just ended."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    # Private, but the only place that knows; Lightning 2.6.
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
 def best_checkpoint(run: RunFolder, monitor: Monitor) -> ModelCheckpoint:

@@ -56,7 +56,7 @@ class PatchClassifier(LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # the default leaves NaN out, with a warning
         self.val_metrics = MetricCollection(
             {"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()},
             prefix="val/",

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from pcam.errors import StoppedError
 from pcam.run_folder import RunFolder
+from pcam.training.checkpoints import keep_previous, validation_is_due
 
 
 class Interruption(Checkpoint):
@@ -38,10 +39,7 @@ class Interruption(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         """Stop here if a signal came and no validation is due."""
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
-        # Private, but the only place that knows; Lightning 2.6.
-        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        if not validation_is_due(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,6 +51,7 @@ class Interruption(Checkpoint):
         if self._signal_number is None:
             return
         path = self.run.checkpoints / "last.ckpt"
+        keep_previous(self.run, trainer)
         trainer.save_checkpoint(path)
         raise StoppedError(
             self._signal_number,

@@ -11,13 +11,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
 from pcam.data import PCamDataModule
 from pcam.data.layouts import find_layout, read_image
 from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
+from pcam.models import BaselineCNN
 from pcam.patches import SplitName
+from pcam.training import PatchClassifier
 from tests.data.forms import (
     COUNTS,
     STEM,
@@ -67,6 +70,22 @@ def test_the_same_patches_give_the_same_batches_in_the_same_order(
             loader.sampler.set_epoch(epoch)
         for batch, other in zip(*loaders, strict=True):
             assert all(torch.equal(one, two) for one, two in zip(batch, other, strict=True))
+
+
+def test_the_same_patches_give_the_same_training(patches: Patches, expected: PCamDataModule, tmp_path: Path) -> None:
+    write_official(tmp_path / "patches", patches)
+    ends = []
+    for data in (expected, PCamDataModule(tmp_path / "patches", batch_size=8, cache_dir=tmp_path / "cache")):
+        torch.manual_seed(0)
+        classifier = PatchClassifier(BaselineCNN(dropout=0.5), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        trainer = Trainer(
+            max_steps=8, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(classifier, data)
+        ends.append(classifier.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
 
 
 @pytest.mark.parametrize("form", ["official_with_meta", "official_packed", "parquet"])

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pcam.cli import load_run
 from pcam.data import PCamDataModule
+from pcam.evaluation import report
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.statistics import delong_test
 from pcam.run_folder import RunFolder
@@ -198,7 +199,7 @@ def test_the_worst_mistakes_are_the_surest_of_each_class_and_no_patch_twice() ->
         logits=np.array(logits, dtype=np.float32),
         groups=list("pqprstu"),
     )
-    assert script._worst(made).tolist() == [0, 1, 3, 5, 6, 4]
+    assert report._worst(made).tolist() == [0, 1, 3, 5, 6, 4]
 
 
 def test_an_ensemble_of_one_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +223,7 @@ def test_a_run_that_has_diverged_is_said(run: Path, capsys: pytest.CaptureFixtur
     checkpoint["state_dict"]["network.head.4.bias"].fill_(float("nan"))
     torch.save(checkpoint, path)
     said = sentence(capsys, evaluate, [str(run)], 1)
-    assert f"Expected finite logits from {run}, but 25 of 25 on valid are not" in said
+    assert f"Expected finite logits from {run} on valid, but 25 of 25 are not" in said
 
 
 def test_a_network_without_batch_norm_has_none_to_re_estimate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

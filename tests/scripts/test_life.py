@@ -71,7 +71,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 def test_a_run_folder_holds_what_its_readme_says(cnn_run: Path) -> None:
     found = {path.name for path in cnn_run.iterdir() if not path.name.startswith("events.")}
     assert found == {"config.yaml", "checkpoints", "metrics.csv", "environment.json", "hparams.yaml"}
-    assert {path.name for path in (cnn_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (cnn_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     environment = json.loads((cnn_run / "environment.json").read_text())
     assert environment["device"] == "cpu"
     assert environment["data_fingerprints"].keys() == {"train", "valid"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pcam.data.layouts.folders import read_class_folders, read_course_folders
-from pcam.data.layouts.images import IMAGE_SUFFIXES, pixel_hash, read_image
+from pcam.data.layouts.images import pixel_hash, read_image
 from pcam.data.layouts.kaggle import read_kaggle
 from pcam.data.layouts.layout import Layout, Split, SplitFiles
 from pcam.data.layouts.official import read_official
@@ -16,7 +16,7 @@ from pcam.data.layouts.parquet import read_parquet
 from pcam.data.layouts.tables import listed
 from pcam.errors import UserError
 
-__all__ = ["IMAGE_SUFFIXES", "READERS", "Layout", "Split", "SplitFiles", "find_layout", "pixel_hash", "read_image"]
+__all__ = ["READERS", "Layout", "Split", "SplitFiles", "find_layout", "pixel_hash", "read_image"]
 
 READERS: Final = (read_official, read_kaggle, read_class_folders, read_course_folders, read_parquet)
 

@@ -1,0 +1,197 @@
+"""What happens to a run when a step, a file or a number goes wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pcam.training import PatchClassifier
+from tests.conftest import REPOSITORY, load_script, write_patches
+from tests.scripts.test_front_door import sentence
+from tests.scripts.test_life import arguments, assert_same_end, whole_run
+
+train = load_script("train").main
+evaluate = load_script("evaluate").main
+
+
+@pytest.fixture(scope="module")
+def whole(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing went wrong with."""
+    return whole_run("cnn", patch_root, cache_dir, tmp_path_factory.mktemp("whole"))
+
+
+class KilledError(Exception):
+    """Ends a process as it stands."""
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
+    """Let a step fail: "kill" ends the process, "nan" makes the loss no number."""
+    training_step = PatchClassifier.training_step
+
+    def failing_step(self, batch, batch_idx):
+        output = training_step(self, batch, batch_idx)
+        if self.global_step >= step - 1:
+            if what == "kill":
+                raise KilledError
+            output["loss"] = output["loss"] * torch.nan
+        return output
+
+    monkeypatch.setattr(PatchClassifier, "training_step", failing_step)
+
+
+def step_of(run: Path, checkpoint: str) -> int:
+    path = run / "checkpoints" / f"{checkpoint}.ckpt"
+    step: int = torch.load(path, weights_only=True)["global_step"]
+    return step
+
+
+# At an entry of the log, between two, before a validation and at the last step.
+@pytest.mark.parametrize(("step", "noticed"), [(9, 9), (10, 12), (18, 18), (30, 30)])
+def test_a_loss_that_is_no_number_ends_training_and_no_checkpoint_holds_it(
+    step: int, noticed: int, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    at_step(monkeypatch, step, "nan")
+    said = sentence(capsys, train, arguments("cnn", patch_root, cache_dir, tmp_path), 1)
+    run = tmp_path / "cnn" / "version_0"
+    assert f"Expected a finite training loss, but found nan at step {noticed}: training has diverged" in said
+    assert f"{run}/checkpoints/last.ckpt is from before" in said
+    for checkpoint in ("best", "last"):
+        assert step_of(run, checkpoint) < step
+        for value in torch.load(run / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)["state_dict"].values():
+            assert torch.isfinite(value).all()
+
+
+def test_a_loss_that_is_no_number_at_once_leaves_no_checkpoint(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*arguments("cnn", patch_root, cache_dir, tmp_path), "--model.optimizer.lr", "1e30"]
+    said = sentence(capsys, train, args, 1)
+    assert "at step 3: training has diverged; there is no checkpoint yet. Train anew with a lower learning" in said
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_checkpoints_by_the_clock_lose_no_step(
+    whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ["--checkpoint_every_seconds", "1e-9"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 17, "kill")
+        with pytest.raises(KilledError):
+            train([*arguments("cnn", patch_root, cache_dir, tmp_path), *clock])
+    run = tmp_path / "cnn" / "version_0"
+    assert (step_of(run, "last"), step_of(run, "previous")) == (16, 15)
+    train(["--resume", str(run)])
+    assert_same_end(run, whole)
+
+
+def test_the_clock_leaves_a_validation_that_is_due_to_write_the_checkpoint(
+    whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def killed(self):
+            if self.global_step == 12:
+                raise KilledError
+
+        patch.setattr(PatchClassifier, "on_validation_epoch_start", killed)
+        with pytest.raises(KilledError):
+            train([*arguments("cnn", patch_root, cache_dir, tmp_path), "--checkpoint_every_seconds", "1e-9"])
+    run = tmp_path / "cnn" / "version_0"
+    assert step_of(run, "last") == 11
+    train(["--resume", str(run)])
+    assert_same_end(run, whole)
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_used_if_asked(
+    whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        at_step(patch, 20, "kill")
+        with pytest.raises(KilledError):
+            train(arguments("cnn", patch_root, cache_dir, tmp_path))
+    run = tmp_path / "cnn" / "version_0"
+    last = run / "checkpoints" / "last.ckpt"
+    assert (step_of(run, "last"), step_of(run, "previous")) == (18, 12)
+    os.truncate(last, last.stat().st_size // 2)
+    before = (run / "metrics.csv").read_bytes()
+    said = sentence(capsys, train, ["--resume", str(run)], 1)
+    assert f"in {last}, but it cannot be loaded safely" in said
+    assert said.endswith(f"{run}/checkpoints/previous.ckpt is the one before it: --resume_from previous.")
+    assert (run / "metrics.csv").read_bytes() == before
+    train(["--resume", str(run), "--resume_from", "previous"])
+    assert_same_end(run, whole)
+
+
+def test_a_run_with_one_checkpoint_has_none_before_it(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    previous = whole / "checkpoints" / "previous.ckpt"
+    content = previous.read_bytes()
+    previous.unlink()
+    said = sentence(capsys, train, ["--resume", str(whole), "--resume_from", "previous"], 1)
+    assert "but there is none: the run has written only one" in said
+    previous.write_bytes(content)
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(
+    checkpoint: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text((whole / "config.yaml").read_text())
+    contents = torch.load(whole / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)
+    torch.save(contents | {"trap": Trap(tmp_path / "touched")}, run / "checkpoints" / f"{checkpoint}.ckpt")
+    main, args = (evaluate, [str(run)]) if checkpoint == "best" else (train, ["--resume", str(run)])
+    assert "but it cannot be loaded safely" in sentence(capsys, main, args, 1)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_fewer_patches_than_a_batch_train(tmp_path: Path, cache_dir: Path) -> None:
+    write_patches(tmp_path / "patches", {"train": (2, 1), "valid": (1, 1)})
+    args = arguments("cnn", tmp_path / "patches", tmp_path / "cache", tmp_path / "runs")
+    train([*args, "--trainer.max_steps", "6", "--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "1"])
+    table = pd.read_csv(tmp_path / "runs" / "cnn" / "version_0" / "metrics.csv")
+    assert table["train/loss"].notna().sum() == 6
+    assert table["epoch"].max() == 5  # each epoch is one batch of three
+
+
+@pytest.mark.parametrize("name", ["with spaces", "Übergröße €", "n" * 255])
+def test_folders_with_any_name_train_and_resume(name: str, tmp_path: Path) -> None:
+    root = tmp_path / name
+    write_patches(root, {"train": (5, 6), "valid": (3, 2)})
+    args = arguments("cnn", root, tmp_path / "cache", tmp_path / "runs")
+    train([*args, "--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.log_every_n_steps", "1"])
+    evaluate([str(tmp_path / "runs" / "cnn" / "version_0")])
+
+
+def test_a_config_is_read_as_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"experiment: \xff\xfe\n")
+    said = sentence(capsys, train, ["--config", str(path)], 2)
+    assert "Expected a config in UTF-8, but found the byte 0xff at place 12" in said
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not() -> None:
+    """A short soak; docs/reliability.md has a long one."""
+    command = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "soak.py"), "--kills", "4"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 kills, every run ended as the one that nothing killed")
