@@ -30,7 +30,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         path: A JPEG, PNG or TIFF file of 96x96 pixels in 8-bit RGB.
 
     Returns:
-        Shape (96, 96, 3), values 0..255.
+        Shape (96, 96, 3), values 0..255, as they are stored: a camera's note to turn the picture is not followed.
 
     Raises:
         UserError: If the file cannot be read, or is of another size or mode.
@@ -62,8 +62,15 @@ def decode_image(source: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
                 raise UserError(
                     f"Expected patches in 8-bit RGB, but {where} has mode '{image.mode}'; convert it or remove it."
                 )
+            if getattr(image, "is_animated", False):
+                raise UserError(
+                    f"Expected one image in {where}, but found {getattr(image, 'n_frames', 2)} (animation or pages); "
+                    f"keep the one that is meant, or remove it."
+                )
             return np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files; fuzzing has found six
         reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
             f"Expected an image in {where}, but it cannot be read ({reason}); replace it or remove it."
