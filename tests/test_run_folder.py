@@ -8,7 +8,7 @@ import pytest
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
-from pcam.run_folder import RunFolder
+from pcam.run_folder import RunFolder, run_names
 from pcam.training.metrics_file import MetricsFile
 
 
@@ -31,6 +31,15 @@ def test_what_is_no_run_folder_is_refused(make: str | None, found: str, tmp_path
         getattr(path, make)()
     with pytest.raises(UserError, match=rf"Expected a run folder with a config\.yaml .* but found {found} at .*run"):
         RunFolder.find(path)
+
+
+def test_names_say_no_more_than_tells_runs_apart() -> None:
+    def names(*paths: str) -> list[str]:
+        return run_names([RunFolder(Path(path)) for path in paths])
+
+    assert names("logs/cnn/version_0") == ["cnn/version_0"]
+    assert names("logs/cnn/version_0", "logs/demo/version_0") == ["cnn/version_0", "demo/version_0"]
+    assert names("here/cnn/version_0", "there/cnn/version_0") == ["here/cnn/version_0", "there/cnn/version_0"]
 
 
 def test_a_run_without_checkpoint_says_so(tmp_path: Path) -> None:
@@ -81,3 +90,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_not_written_where_a_folder_is_or_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="but found a folder there; choose another place"), atomic_path(tmp_path):
+        pass
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "scores.csv", tmp_path / "file" / "deep" / "scores.csv"):
+        with pytest.raises(UserError, match=r"but .*/file is no folder; choose another place"), atomic_path(path):
+            pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -76,7 +76,7 @@ def soak(kills: int, seed: int, folder: Path) -> Counter[str]:
     """Kill and resume.
 
     Args:
-        kills: How often.
+        kills: How often, at least.
         seed: Of the moments.
         folder: For patches and runs.
 
@@ -102,18 +102,19 @@ def soak(kills: int, seed: int, folder: Path) -> Counter[str]:
         number += 1
         words = arguments(root, runs_dir)
         run = runs_dir / "cnn" / "version_0"
-        for _ in range(min(rng.randint(1, 3), kills - counts.total())):
+        for _ in range(rng.randint(1, 3)):
             process = start(words)
             time.sleep(rng.uniform(0, duration))
-            ended = process.exitcode is not None
+            if process.exitcode is not None:  # too late to kill it
+                break
             process.kill()
             process.join()
             resumable = (run / "checkpoints" / "last.ckpt").exists()
-            counts["after the end" if ended else "with a checkpoint" if resumable else "before a checkpoint"] += 1
+            counts["with a checkpoint" if resumable else "before a checkpoint"] += 1
             if not resumable and run.exists():  # nothing to go on from: the user trains anew, in the next folder
                 run = run.with_name(f"version_{len(list(run.parent.glob('version_*')))}")
             words = ["--resume", str(run)] if resumable else words
-        finish(words)
+        finish(["--resume", str(run)] if (run / "checkpoints" / "last.ckpt").exists() else words)
         found_weights, found_metrics, found_tensorboard = end_of(run)
         assert found_metrics == metrics, f"metrics.csv of {run} differs"
         assert found_tensorboard == tensorboard, f"TensorBoard of {run} differs"

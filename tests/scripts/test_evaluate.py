@@ -227,4 +227,6 @@ def test_a_run_that_has_diverged_is_said(run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_network_without_batch_norm_has_none_to_re_estimate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "leave out --reestimate_bn" in sentence(capsys, evaluate, [str(run), "--reestimate_bn"], 1)
+    assert "BaselineCNN has none; leave out what asks for other statistics" in sentence(
+        capsys, evaluate, [str(run), "--reestimate_bn"], 1
+    )

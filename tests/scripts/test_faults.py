@@ -194,4 +194,4 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not() -> Non
         command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 kills, every run ended as the one that nothing killed")
+    assert "kills, every run ended as the one that nothing killed" in done.stdout

@@ -1,0 +1,226 @@
+"""Patches to classify, from any folder, files or HDF5 and without labels, as a stream of batches."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from pcam.data.layouts.images import is_image, read_image
+from pcam.errors import UserError
+from pcam.patches import PATCH_SIZE, PatchArray
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """Some patches, and those beside them that cannot be read.
+
+    Args:
+        ids: Name of each patch: its path below the folder if that is all that was given, else its path, or
+            `<file>/<row>` in HDF5.
+        patches: Shape (len(ids), 96, 96, 3), values 0..255.
+        unreadable: Name and reason of each that could not be read.
+    """
+
+    ids: list[str]
+    patches: PatchArray
+    unreadable: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class PathList:
+    """Paths that a file lists.
+
+    Args:
+        file: One path a line, each line ended.
+    """
+
+    file: IO[bytes]
+
+    def __iter__(self) -> Iterator[Path]:
+        """Read them from the start; one reader at a time."""
+        self.file.seek(0)
+        for line in self.file:
+            yield Path(os.fsdecode(line[:-1]))
+
+
+@contextmanager
+def listed_paths(lines: Iterable[bytes]) -> Iterator[PathList]:
+    """Keep the paths that a stream lists in a temporary file, so that memory does not grow with them.
+
+    Args:
+        lines: One path a line; empty lines are passed over.
+
+    Yields:
+        The paths, for any number of readings.
+
+    Raises:
+        UserError: If there are none.
+    """
+    with tempfile.TemporaryFile() as file:
+        file.writelines(line.rstrip(b"\r\n") + b"\n" for line in lines if line.strip())
+        if not file.tell():
+            raise UserError("Expected paths on standard input, one a line, but found none; pipe a list in.")
+        yield PathList(file)
+
+
+def count_inputs(paths: Iterable[Path]) -> int:
+    """Count the patches before they are read.
+
+    Args:
+        paths: Folders (searched with their subfolders for jpg, jpeg, png, tif and tiff, hidden files aside), image
+            files, and HDF5 files with the key `x`. They are iterated over several times.
+
+    Returns:
+        How many there are, at least 1 in each path. One of several paths may be missing: it counts as a patch, which
+        `read_inputs` finds to be unreadable.
+
+    Raises:
+        UserError: If a folder holds none, the only path is missing, or an HDF5 file is of another form.
+    """
+    alone = _only_path(paths)
+    if alone is not None and not alone.exists():
+        raise UserError(
+            f"Expected a folder, image files or an HDF5 file, but found nothing at {alone}; correct --input."
+        )
+    return sum(_count(path) for path in paths)
+
+
+def read_inputs(paths: Iterable[Path], batch_size: int) -> Iterator[InputBatch]:
+    """Read patches a batch at a time; in memory are one batch and the file names of one folder.
+
+    Args:
+        paths: As for `count_inputs`.
+        batch_size: Patches a batch, at least 1.
+
+    Yields:
+        Batches: of images in the order of the paths (a folder's files in order of their names, then its subfolders),
+        then of HDF5 files.
+    """
+    files = _named_files(paths)
+    # Threads, not processes: the image decoders release the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(files, batch_size)):
+            results = list(zip(batch, pool.map(_read, [path for _, path in batch]), strict=True))
+            yield InputBatch(
+                [name for (name, _), result in results if not isinstance(result, str)],
+                _stack([result for _, result in results if not isinstance(result, str)]),
+                [(name, result) for (name, _), result in results if isinstance(result, str)],
+            )
+    for path in paths:
+        if _is_hdf5(path):
+            yield from _read_hdf5(path, batch_size)
+
+
+def _only_path(paths: Iterable[Path]) -> Path | None:
+    first_two = list(islice(paths, 2))
+    return first_two[0] if len(first_two) == 1 else None
+
+
+def _named_files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    alone = _only_path(paths) is not None
+    for path in paths:
+        if path.is_dir():
+            for file in _image_files(path):
+                yield str(file.relative_to(path) if alone else file), file
+        elif not _is_hdf5(path):
+            yield str(path), path
+
+
+def _is_hdf5(path: Path) -> bool:
+    return not is_image(path.name) and h5py.is_hdf5(path)
+
+
+def _count(path: Path) -> int:
+    if _is_hdf5(path):
+        with _open_hdf5(path) as file:
+            return len(file["x"])
+    if path.is_dir():
+        count = sum(1 for _ in _image_files(path))
+        if not count:
+            raise UserError(
+                f"Expected images (jpg, jpeg, png, tif or tiff) in {path} or its subfolders, but found none; "
+                f"correct --input (an HDF5 file is given by its own path)."
+            )
+        return count
+    return 1
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, subfolders, names in os.walk(folder, onerror=refuse):
+        subfolders.sort()
+        for name in sorted(names):
+            if is_image(name):
+                yield Path(parent, name)
+
+
+def _read(path: Path) -> PatchArray | str:
+    """Decode a patch, or say why it cannot be."""
+    try:
+        return read_image(path)
+    except UserError as error:
+        return _larger(path) or str(error)
+
+
+def _larger(path: Path) -> str | None:
+    """What to do with an image that is larger than a patch; None if it is not."""
+    found = ""
+    try:
+        with Image.open(path) as image:
+            if min(image.size) < PATCH_SIZE or max(image.size) == PATCH_SIZE:
+                return None
+            found = f" ({image.width}x{image.height})"
+    except Image.DecompressionBombError:  # what Pillow does not open for its size alone
+        pass
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return (
+        f"Expected patches of {PATCH_SIZE}x{PATCH_SIZE} pixels, but {path} is larger{found}; "
+        f"score it on a grid of windows with predict.py --tile."
+    )
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    wanted = f"the key x of shape (patches, {PATCH_SIZE}, {PATCH_SIZE}, 3) and type uint8"
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"Expected an HDF5 file with {wanted} in {path}, but it cannot be read ({error}); fetch it again."
+        ) from error
+    patches = file.get("x")
+    if isinstance(patches, h5py.Dataset):
+        if patches.shape[1:] == (PATCH_SIZE, PATCH_SIZE, 3) and patches.dtype == np.uint8 and len(patches):
+            return file
+        found = f"x of shape {patches.shape} and type {patches.dtype}"
+    else:
+        found = "the keys " + (", ".join(file) or "(none)")
+    file.close()
+    raise UserError(f"Expected an HDF5 file with {wanted} in {path}, but found {found}; correct --input.")
+
+
+def _read_hdf5(path: Path, batch_size: int) -> Iterator[InputBatch]:
+    with _open_hdf5(path) as file:
+        patches = file["x"]
+        for start in range(0, len(patches), batch_size):
+            ids = [f"{path.name}/{row}" for row in range(start, min(start + batch_size, len(patches)))]
+            try:
+                yield InputBatch(ids, patches[start : start + batch_size], [])
+            except OSError as error:
+                reason = f"Expected patches in {path}, but they cannot be read ({error}); fetch it again."
+                yield InputBatch([], _stack([]), [(patch_id, reason) for patch_id in ids])
+
+
+def _stack(patches: list[PatchArray]) -> PatchArray:
+    return np.stack(patches) if patches else np.empty((0, PATCH_SIZE, PATCH_SIZE, 3), dtype=np.uint8)

@@ -1,0 +1,225 @@
+"""A larger image, scored on a grid of windows: which are tissue, their score map, and a picture of it.
+
+The squares of 32x32 pixels that the label rule is about lie side by side, so each has one window, 96x96 pixels, that
+has it in its centre, and the map has one pixel a square.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.special import expit
+
+from pcam.errors import UserError
+from pcam.extras import import_extra
+from pcam.patches import CENTRE_START, CENTRE_STOP, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
+
+CELL_SIZE: Final = CENTRE_STOP - CENTRE_START
+"""Pixels from window to window: the side of the square in a window's centre, a third of the window's."""
+
+MINIMUM_SATURATION: Final = 0.07
+"""Largest saturation in a window, 0..1, below which it is background.
+
+Source: PatchCamelyon's README, "Patch selection": "slides are converted to HSV, blurred, and patches filtered out if
+maximum pixel saturation lies below 0.07 (which was validated to not throw out tumor data in the training set)".
+"""
+
+BLUR_SIZE: Final = 5
+"""Side in pixels of the mean filter that blurs the saturation; the source does not say how it blurred.
+
+Of 10,000 real patches this finds 21 to be background, all normal; the palest patch with tumour has 0.28.
+"""
+
+COARSEST: Final = 10.0
+"""Micrometres per pixel above which a file's resolution is a screen's or a printer's (72 dpi are 353), not a scan's."""
+
+PICTURE_SIZE: Final = 2000
+"""Pixels of the longer side of the image in the picture of a score map, at most."""
+
+Classify = Callable[[PatchArray], NDArray[np.float32]]
+"""From patches to their logits."""
+
+Strip = UInt8[np.ndarray, "32 width 3"]
+ScoreMap = Float32[np.ndarray, "rows columns"]
+"""Score of each square of 32x32 pixels, 0..1; NaN is background, or the border."""
+
+
+@dataclass(frozen=True)
+class LargeImage:
+    """An image at 0.972 um per pixel, read a strip at a time.
+
+    Args:
+        path: The file.
+        pixels: The image, not yet decoded.
+    """
+
+    path: Path
+    pixels: Any
+    """A `pyvips.Image`."""
+
+    @property
+    def rows(self) -> int:
+        """Whole squares in the height."""
+        return int(self.pixels.height) // CELL_SIZE
+
+    @property
+    def columns(self) -> int:
+        """Whole squares in the width."""
+        return int(self.pixels.width) // CELL_SIZE
+
+    def strips(self) -> Iterator[Strip]:
+        """Decode the rows of squares from top to bottom; once, since a file is read forward only.
+
+        Yields:
+            Shape (32, 32 columns, 3), values 0..255.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        pyvips = import_extra("pyvips", "tile")
+        region, width = pyvips.Region.new(self.pixels), self.columns * CELL_SIZE
+        for row in range(self.rows):
+            try:
+                strip = region.fetch(0, row * CELL_SIZE, width, CELL_SIZE)
+            except pyvips.Error as error:
+                raise _unreadable(self.path, error) from error
+            yield np.frombuffer(strip, dtype=np.uint8).reshape(CELL_SIZE, width, 3)
+
+
+def open_image(path: Path, mpp: float | None) -> LargeImage:
+    """Open an image and bring it to 0.972 um per pixel.
+
+    Args:
+        path: A PNG, TIFF or JPEG file in 8-bit RGB.
+        mpp: Its micrometres per pixel; None takes the file's own resolution.
+
+    Returns:
+        The image.
+
+    Raises:
+        UserError: If it cannot be read, says no resolution, or is smaller than a window.
+    """
+    pyvips = import_extra("pyvips", "tile")
+    if not path.is_file():
+        raise UserError(f"Expected an image (PNG, TIFF or JPEG) at {path}, but there is no such file; correct --input.")
+    try:
+        pixels = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="warning")
+    except pyvips.Error as error:
+        raise _unreadable(path, error) from error
+    if (pixels.bands, pixels.format) != (3, "uchar"):
+        raise UserError(
+            f"Expected an image in 8-bit RGB, but {path} has {pixels.bands} channels of type {pixels.format}; "
+            f"convert it."
+        )
+    across, down = (mpp, mpp) if mpp is not None else (1000 / pixels.xres, 1000 / pixels.yres)
+    if mpp is None and max(across, down) > COARSEST:
+        raise UserError(
+            f"Expected {path} to say how many micrometres a pixel is, but found no resolution of a scan "
+            f"({across:.0f} um per pixel); give it with --mpp."
+        )
+    scales = across / MICROMETRES_PER_PIXEL, down / MICROMETRES_PER_PIXEL
+    # Half a pixel in a window's side is less than a file's rounding of its resolution may do.
+    if max(abs(scale - 1) for scale in scales) * PATCH_SIZE > 0.5:
+        pixels = pixels.resize(scales[0], vscale=scales[1])
+    if min(pixels.width, pixels.height) < PATCH_SIZE:
+        raise UserError(
+            f"Expected an image of at least {PATCH_SIZE}x{PATCH_SIZE} pixels at {MICROMETRES_PER_PIXEL} um each, but "
+            f"{path} has {pixels.width}x{pixels.height} of them; choose another, or correct --mpp."
+        )
+    return LargeImage(path, pixels)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"Expected an image (PNG, TIFF or JPEG) in {path}, but it cannot be read ({reason}); replace it.")
+
+
+def score_map(strips: Iterable[Strip], classify: Classify, batch_size: int) -> ScoreMap:
+    """Score every window of an image that is not background.
+
+    Args:
+        strips: The image's rows of squares, from top to bottom, at least three.
+        classify: From patches to logits.
+        batch_size: Windows that are classified at once; in memory are these and three strips.
+
+    Returns:
+        The map. The border is NaN.
+    """
+    lines: list[NDArray[np.float32]] = []
+    windows = _tissue(strips, lines)
+    while batch := list(islice(windows, batch_size)):
+        scores = expit(classify(np.stack([window for _, _, window in batch])))
+        for (row, column, _), score in zip(batch, scores, strict=True):
+            lines[row][column] = score
+    return np.stack(lines)
+
+
+def _tissue(strips: Iterable[Strip], lines: list[NDArray[np.float32]]) -> Iterator[tuple[int, int, PatchArray]]:
+    """The windows that are not background, with the row and column of the square in their centre.
+
+    Appends an empty line to the map for each strip that it reads.
+    """
+    band: deque[Strip] = deque(maxlen=3)
+    band_saturation: deque[NDArray[np.float32]] = deque(maxlen=3)
+    for row, strip in enumerate(strips):
+        lines.append(np.full(strip.shape[1] // CELL_SIZE, np.nan, dtype=np.float32))
+        band.append(strip)
+        band_saturation.append(largest_saturation(strip))
+        if len(band) < 3:
+            continue
+        pixels, saturation = np.concatenate(band), np.max(band_saturation, axis=0)
+        for column in range(1, len(saturation) - 1):
+            if saturation[column - 1 : column + 2].max() >= MINIMUM_SATURATION:
+                left = (column - 1) * CELL_SIZE
+                # A copy: a view would keep the whole band in memory until its batch is full.
+                yield row - 1, column, pixels[:, left : left + PATCH_SIZE].copy()
+
+
+def largest_saturation(strip: Strip) -> Float32[np.ndarray, " columns"]:
+    """The largest blurred saturation, 0..1, in each square of a strip."""
+    value = strip.max(axis=2).astype(np.float32)
+    chroma = value - strip.min(axis=2)
+    saturation = np.divide(chroma, value, out=np.zeros_like(value), where=value > 0)
+    blurred = uniform_filter(saturation, BLUR_SIZE, mode="nearest")
+    largest: Float32[np.ndarray, " columns"] = blurred.reshape(CELL_SIZE, -1, CELL_SIZE).max(axis=(0, 2))
+    return largest
+
+
+def overlay_figure(image: LargeImage, scores: ScoreMap) -> Figure:
+    """Draw an image, and its score map over it.
+
+    Args:
+        image: The image.
+        scores: Its map.
+
+    Returns:
+        Two panels in millimetres, and a colour bar.
+    """
+    pyvips = import_extra("pyvips", "tile")
+    # Not turned as a camera's mark in the file says: the map is not either.
+    thumbnail = pyvips.Image.thumbnail(
+        str(image.path), PICTURE_SIZE, height=PICTURE_SIZE, size="down", no_rotate=True
+    ).numpy()
+    millimetres = MICROMETRES_PER_PIXEL / 1000
+    width, height = image.pixels.width * millimetres, image.pixels.height * millimetres
+    cell = CELL_SIZE * millimetres
+    # No higher than matplotlib can draw, however narrow the image.
+    figure = Figure(figsize=(12, min(1 + 5.3 * height / width, 60)), layout="compressed")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    left.imshow(thumbnail, extent=(0, width, height, 0))
+    # Grey: the stain's purple and pink would mix with the map's colours.
+    right.imshow(thumbnail.mean(axis=2), extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=255)
+    extent = (0, scores.shape[1] * cell, scores.shape[0] * cell, 0)
+    drawn = right.imshow(scores, extent=extent, cmap="viridis", vmin=0, vmax=1, alpha=0.6, interpolation="nearest")
+    figure.colorbar(drawn, ax=right, label="score", aspect=min(max(20, 20 * height / width), 60))
+    left.set(xlim=(0, width), ylim=(height, 0), xlabel="mm", ylabel="mm")
+    right.set_xlabel("mm")
+    return figure

@@ -1,0 +1,215 @@
+"""`scripts/export.py` through its front door: the file, its card, and the proof that comes before both."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from safetensors.torch import load_file
+
+import pcam.models
+from pcam.cli import load_run
+from pcam.run_folder import RunFolder
+from tests.conftest import COUNTS, load_script, write_patches
+from tests.scripts.test_evaluate import short_run
+from tests.scripts.test_front_door import sentence
+
+script = load_script("export")
+export = script.main
+evaluate = load_script("evaluate").main
+
+
+@pytest.fixture(scope="module")
+def trained(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network with dropout, so that an export in training mode shows."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    return short_run("cnn", patch_root, cache_dir, runs_dir, "--model.network.dropout", "0.5")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "cnn" / "version_0"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was evaluated and then exported."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "cnn" / "version_0"))
+    evaluate([str(run)])
+    export([str(run), "--format", "onnx"])
+    return run
+
+
+def card_of(run: Path, file_format: str) -> dict:
+    return json.loads((run / "export" / f"model.{file_format}.json").read_text())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_file_gives_the_scores_of_evaluating(evaluated: Path) -> None:
+    assert names(evaluated / "export") == {"model.onnx", "model.onnx.json", "model.onnx.md"}
+    table = pd.read_csv(evaluated / "evaluation" / "valid" / "predictions.csv").set_index("id")
+    store = load_run(RunFolder(evaluated), "best").datamodule.packed("valid")
+    session = onnxruntime.InferenceSession(evaluated / "export" / "model.onnx", providers=["CPUExecutionProvider"])
+    scores, logits = session.run(None, {"patches": store.patches[:]})
+    assert scores == pytest.approx(table.loc[store.ids(), "score"].to_numpy(), abs=1e-6)
+    assert logits == pytest.approx(table.loc[store.ids(), "logit"].to_numpy(), abs=1e-5)
+
+
+def test_the_card_says_what_the_file_is(evaluated: Path) -> None:
+    card = card_of(evaluated, "onnx")
+    contents = (evaluated / "export" / "model.onnx").read_bytes()
+    assert (card["file"], card["format"], card["bytes"]) == ("model.onnx", "onnx", len(contents))
+    assert card["sha256"] == hashlib.sha256(contents).hexdigest()
+    assert (card["run"], card["checkpoint"], card["step"]) == ("cnn/version_0", "best", 2)
+    assert card["network"]["class_path"] == "pcam.models.BaselineCNN"
+    assert card["trained_from"] == "random weights"
+    assert card["classes"] == ["normal", "tumour"]
+    assert card["normalization"] == {"mean": [0, 0, 0], "std": [1, 1, 1]}  # of the published network: value / 255
+    assert card["micrometres_per_pixel"] == 0.972
+    assert card["input"] == {
+        "name": "patches", "type": "uint8", "shape": ["any", 96, 96, 3], "meaning": "RGB, 0..255",
+    }  # fmt: skip
+    assert [port["name"] for port in card["outputs"]] == ["scores", "logits"]
+    environment = json.loads((evaluated / "environment.json").read_text())
+    assert card["data_fingerprints"] == environment["data_fingerprints"]
+    assert card["parity"]["patches"] == sum(COUNTS["valid"])
+    assert card["parity"]["data_fingerprint"] == environment["data_fingerprints"]["valid"]
+    assert 0 <= card["parity"]["largest_difference"] <= card["parity"]["allowed"] == 1e-4
+    assert card["versions"].keys() == {"torch", "onnx", "onnxscript", "onnxruntime"}
+    assert card["versions"]["onnxruntime"] == onnxruntime.__version__
+
+
+def test_the_card_has_what_evaluating_chose(evaluated: Path) -> None:
+    record = json.loads((evaluated / "evaluation" / "valid" / "metrics.json").read_text())
+    chosen = card_of(evaluated, "onnx")["chosen_on_valid"]
+    assert chosen["temperature"] == record["calibration"]["temperature"]
+    assert chosen["thresholds"] == {name: point["threshold"] for name, point in record["operating_points"].items()}
+    assert chosen["metrics"]["auroc"] == record["metrics"]["auroc"]
+
+
+def test_the_page_says_what_the_card_does(evaluated: Path) -> None:
+    card, page = card_of(evaluated, "onnx"), (evaluated / "export" / "model.onnx.md").read_text()
+    for value in [
+        card["sha256"], "cnn/version_0", "step 2", "BaselineCNN`, trained from random weights", "Class 0 is normal",
+        "class 1 is tumour", "0.972 um", "mean [0.0, 0.0, 0.0] and std [1.0, 1.0, 1.0]", "| (any, 96, 96, 3) |",
+        *card["data_fingerprints"].values(), f"{card['parity']['largest_difference']:.1e} at most", "0.0001 is allowed",
+        f"| youden | {card['chosen_on_valid']['thresholds']['youden']:.6f} |",
+        f"| auroc | {card['chosen_on_valid']['metrics']['auroc']:.4f} |",
+        f"Temperature: {card['chosen_on_valid']['temperature']:.4f}", "Not a medical device",
+    ]:  # fmt: skip
+        assert value.lower() in page.lower(), value
+    # Every table has a head, or it is none.
+    lines = page.splitlines()
+    starts = [row for row, line in enumerate(lines) if line.startswith("|") and not lines[row - 1].startswith("|")]
+    assert len(starts) == 4
+    assert all(set(lines[row + 1]) <= set("| -") for row in starts)
+
+
+def test_the_pages_example_runs(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(evaluated / "export")
+    page = Path("model.onnx.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    found = {"onnxruntime": onnxruntime, "patches": np.zeros((3, 96, 96, 3), dtype=np.uint8)}
+    exec(example, found)
+    assert found["scores"].shape == (3,)
+
+
+def test_weights_alone_load_into_the_network_that_the_page_names(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export([str(run), "--format", "safetensors"])
+    assert names(run / "export") == {f"model.safetensors{ending}" for ending in ("", ".json", ".md")}
+    card = card_of(run, "safetensors")
+    assert [port["name"] for port in card["outputs"]] == ["logits"]
+    assert card["input"]["shape"] == ["any", 3, 96, 96]
+    assert card["versions"].keys() == {"torch", "safetensors"}
+    assert card["parity"]["largest_difference"] == 0
+    cli = load_run(RunFolder(run), "best")
+    expected = cli.model.network.state_dict()
+    weights = load_file(run / "export" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    monkeypatch.chdir(run / "export")
+    example = Path("model.safetensors.md").read_text().split("```python\n")[1].split("```")[0]
+    patches = cli.datamodule.packed("valid")[np.arange(5)].patches
+    found = {"pcam": pcam, "safetensors": safetensors, "patches": patches}
+    exec(example, found)
+    assert torch.equal(found["scores"], cli.model.network.eval()(patches).sigmoid())
+
+
+def test_a_card_has_no_choices_that_are_of_other_weights_or_patches(run: Path, evaluated: Path, tmp_path: Path) -> None:
+    export([str(run), "--format", "safetensors"])
+    assert card_of(run, "safetensors")["chosen_on_valid"] is None
+    assert "Not known: `scripts/evaluate.py` chooses" in (run / "export" / "model.safetensors.md").read_text()
+    shutil.copytree(evaluated / "evaluation", run / "evaluation")
+    export([str(run), "--format", "safetensors"])
+    assert card_of(run, "safetensors")["chosen_on_valid"] is not None
+    export([str(run), "--format", "safetensors", "--checkpoint", "last"])
+    assert card_of(run, "safetensors")["chosen_on_valid"] is None
+    root = tmp_path / "others"
+    write_patches(root, {"train": (2, 2), "valid": (4, 4)}, seed=1)
+    export([str(run), "--format", "safetensors", "--data.root", str(root)])
+    card = card_of(run, "safetensors")
+    assert card["chosen_on_valid"] is None
+    assert card["parity"]["patches"] == 8
+    assert card["parity"]["data_fingerprint"] != card["data_fingerprints"]["valid"]
+
+
+def test_channels_may_come_first_and_the_file_lie_elsewhere(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "made" / "lymph.onnx"
+    export([str(run), "--layout", "NCHW", "--output", str(output)])
+    assert names(output.parent) == {"lymph.onnx", "lymph.onnx.json", "lymph.onnx.md"}
+    (given,) = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"]).get_inputs()
+    assert given.shape[1:] == [3, 96, 96]
+    card = json.loads((output.parent / "lymph.onnx.json").read_text())
+    assert (card["file"], card["input"]["shape"]) == ("lymph.onnx", ["any", 3, 96, 96])
+    assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+@pytest.mark.parametrize("file_format", ["onnx", "safetensors"])
+def test_a_file_that_answers_otherwise_is_not_kept(
+    file_format: str, wrong: float, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(*arguments):
+        arguments[-1].write_bytes(b"a file")
+        return lambda patches: np.where(patches[:, 0, 0, 0] > 0, 0.5, 0.5 + wrong).astype(np.float32)
+
+    monkeypatch.setattr(script, f"write_{file_format}", write)
+    monkeypatch.setattr(
+        script, "checkpoint_score", lambda network: lambda patches: np.full(len(patches), 0.5, np.float32)
+    )
+    patches = np.full((4, 96, 96, 3), 9, dtype=np.uint8)
+    patches[2] = 0
+    store = type("Store", (), {"patches": patches, "fingerprint": "f"})
+    monkeypatch.setattr("pcam.data.PCamDataModule.packed", lambda datamodule, split: store)
+    export_folder = run / "export"
+    export_folder.mkdir()
+    (export_folder / f"model.{file_format}").write_bytes(b"of yesterday")
+    said = sentence(capsys, export, [str(run), "--format", file_format], 1)
+    assert f"Expected the scores of model.{file_format} to differ from the checkpoint's by 1e-04 at most" in said
+    assert f"found {wrong:.1e} on 4 patches of the valid split; nothing is left of it" in said
+    assert names(export_folder) == {f"model.{file_format}"}
+    assert (export_folder / f"model.{file_format}").read_bytes() == b"of yesterday"
+
+
+def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "keras" in sentence(capsys, export, [str(run), "--format", "keras"], 2)
+
+
+@pytest.mark.slow
+def test_mobilenet_is_exported_too(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+    run = short_run("random_dropout", patch_root, cache_dir, tmp_path)
+    export([str(run), "--format", "onnx"])
+    card = card_of(run, "onnx")
+    assert card["normalization"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert card["parity"]["largest_difference"] <= 1e-4
+    export([str(run), "--format", "safetensors"])
+    assert card_of(run, "safetensors")["parity"]["largest_difference"] == 0
