@@ -1,7 +1,6 @@
 """Stores with damage that nobody has thought of: each opens as what was packed, or is refused in a sentence."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -24,7 +24,9 @@ from pcam.models import BaselineCNN, MobileNetV2
 
 
 def patches_of(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
+    """Noise, of another brightness in each patch, so that their scores differ."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 256, (count, 96, 96, 3)) * rng.uniform(size=(count, 1, 1, 1))).astype(np.uint8)
 
 
 def baseline() -> nn.Module:
@@ -33,10 +35,12 @@ def baseline() -> nn.Module:
 
 
 def mobilenet() -> nn.Module:
-    """As after training: with running statistics that are not those of the start."""
+    """As after training: with running statistics that are not those of the start, and a head that decides."""
     torch.manual_seed(0)
-    network = MobileNetV2(weights=None, dropout=0.5, bn_momentum=0.5)
-    network(torch.from_numpy(patches_of(4, seed=1)).permute(0, 3, 1, 2))
+    network = MobileNetV2(weights=None, dropout=0.5, bn_momentum=1.0)
+    nn.init.normal_(network.head[1].weight)
+    with torch.no_grad():
+        network(torch.from_numpy(patches_of(8, seed=1)).permute(0, 3, 1, 2))
     return network.eval()
 
 
@@ -69,9 +73,9 @@ def test_onnx_answers_any_number_of_patches_as_pytorch_does(exported: tuple[nn.M
         scores, logits = session.run(None, {"patches": patches if layout == "NHWC" else channels_first})
         with torch.inference_mode():
             expected = network(torch.from_numpy(channels_first))
-        assert logits == pytest.approx(expected.numpy(), abs=1e-4)
-        assert scores == pytest.approx(expected.sigmoid().numpy(), abs=1e-5)
-        assert logits.std() > 1e-3 or count == 1  # or it would show nothing
+        assert logits == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)  # float32 through 53 layers
+        assert scores == pytest.approx(expected.sigmoid().numpy(), abs=1e-4)
+        assert logits.std() > 1e-2 or count == 1  # or it would show nothing
 
 
 def test_onnx_takes_bytes_and_is_one_file(exported: tuple[nn.Module, LayoutName, Path]) -> None:
