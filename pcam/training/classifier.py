@@ -56,7 +56,8 @@ class PatchClassifier(LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.val_loss = MeanMetric(nan_strategy="disable")  # the default leaves NaN out, with a warning
+        # NaN stays NaN: the default leaves it out with a warning, and "disable" ignores weights (torchmetrics 1.9).
+        self.val_loss = MeanMetric(nan_strategy=float("nan"))
         self.val_metrics = MetricCollection(
             {"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()},
             prefix="val/",

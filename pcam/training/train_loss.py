@@ -17,7 +17,7 @@ class TrainLoss(Callback):
     """
 
     def __init__(self) -> None:
-        self._loss = MeanMetric(nan_strategy="disable")  # the default leaves them out, with a warning
+        self._loss = MeanMetric(nan_strategy=float("nan"))  # NaN stays NaN, as in PatchClassifier
         self._loss.persistent(True)
 
     def state_dict(self) -> dict[str, Any]:
