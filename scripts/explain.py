@@ -42,9 +42,10 @@ def explain_runs(
     checkpoint: CheckpointName = "best",
     data: DataPlace = AS_TRAINED,
 ) -> None:
-    """Draw Grad-CAM over patches; without --input, also measure over a split how much of it lies in the centre.
+    """Draw over patches where a network looks; without --input, also measure how much of that lies in the centre.
 
-    The measure is the mean share of the attribution in the centre 32x32 pixels, which decide the label; chance is 1/9.
+    The attribution is HiResCAM, which for MobileNetV2 is the same as Grad-CAM, with both signs: for tumour and against
+    it. The measure is the mean share of it in the centre 32x32 pixels, which decide the label; chance is 1/9.
     It is printed, and written with the sheet to `RUN/evaluation/<split>/explanation.json` and `explanation.png`.
 
     Args:
@@ -106,7 +107,7 @@ def _explain_split(
         "checkpoint": checkpoint,
         "step": cli.checkpoint_step,
         "data_fingerprint": store.fingerprint,
-        "attribution": "Grad-CAM of the last convolutional features, for the logit",
+        "attribution": "HiResCAM of the last convolutional features, for the logit",
         "chance": CHANCE,
         "centre_share": {name: _record(measure) for name, measure in measures.items()},
     }
@@ -159,8 +160,8 @@ def report(runs: Mapping[str, Mapping[str, CentreShare]], split: SplitName) -> N
         split: What was measured over.
     """
     table = Table(
-        title=f"Mean share of Grad-CAM in the centre, {split}, 95 % intervals; chance is {CHANCE:.4f}",
-        caption="none: patches without evidence for tumour anywhere, which have no share",
+        title=f"Mean share of HiResCAM in the centre, {split}, 95 % intervals; chance is {CHANCE:.4f}",
+        caption="none: patches without evidence anywhere, which have no share",
     )
     table.add_column("run", overflow="fold")
     for name in CLASS_NAMES:

@@ -1,4 +1,4 @@
-"""Where in a patch a network looks: Grad-CAM, how much of it lies in the centre, and a sheet of overlays."""
+"""Where in a patch a network looks: HiResCAM, how much of it lies in the centre, and a sheet of overlays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,18 @@ CHANCE: Final = ((CENTRE_STOP - CENTRE_START) / PATCH_SIZE) ** 2
 """The centre's share of the area: 1/9."""
 
 Attributions = Float32[Tensor, "batch rows columns"]
-"""Evidence for tumour, at least 0, in each square of a grid that is laid over a patch."""
+"""Evidence for tumour, or below 0 against it, in each square of a grid that is laid over a patch."""
 
 
 def explain(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]:
-    """Compute Grad-CAM of the last convolutional features for the logit.
+    """Compute HiResCAM of the last convolutional features for the logit: features times gradients, over all channels.
+
+    With both signs: a network may know tumour by the want of what is normal, and then all its evidence in the centre is
+    evidence against.
+
+    Grad-CAM averages the gradients over places first. Before a global average pool, as in MobileNetV2, they are the
+    same at all places, and so are both maps; before dense layers, as in the baseline CNN, the average says nothing of
+    any place.
 
     Args:
         network: In evaluation mode, with a part named `features`.
@@ -34,8 +41,9 @@ def explain(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]
     Returns:
         The attributions, on the grid of the features (3x3 for MobileNetV2, 6x6 for the baseline CNN), and the logits.
 
-    Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
-    section 3.
+    Source: Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
+    networks", section 3; Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based
+    localization", section 3.
     """
     attr = import_extra("captum.attr", "explain")
     logits: list[Tensor] = []
@@ -44,22 +52,24 @@ def explain(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]
         logits.append(network(patches))
         return logits[-1]
 
-    maps: Tensor = attr.LayerGradCam(forward, network.features).attribute(patches.float(), relu_attributions=True)
-    return maps.detach().squeeze(1), logits[-1].detach()
+    products: Tensor = attr.LayerGradientXActivation(forward, network.features).attribute(patches.float())
+    return products.detach().sum(dim=1), logits[-1].detach()
 
 
 def centre_share(attributions: Attributions) -> Float32[Tensor, " batch"]:
     """How much of the attribution lies in the centre 32x32, which is all that the label is about.
 
-    Each square's evidence is spread evenly over its pixels.
+    Evidence for and against counts alike; each square's is spread evenly over its pixels.
 
     Args:
         attributions: Of patches.
 
     Returns:
-        Shape (batch,), 0..1; NaN where there is no evidence for tumour anywhere.
+        Shape (batch,), 0..1; NaN where there is no evidence anywhere.
     """
-    pixels = interpolate(attributions.unsqueeze(1), size=(PATCH_SIZE, PATCH_SIZE), mode="nearest-exact").squeeze(1)
+    pixels = interpolate(attributions.abs().unsqueeze(1), size=(PATCH_SIZE, PATCH_SIZE), mode="nearest-exact").squeeze(
+        1
+    )
     centre = pixels[:, CENTRE_START:CENTRE_STOP, CENTRE_START:CENTRE_STOP]
     return centre.sum(dim=(1, 2)) / pixels.sum(dim=(1, 2))
 
@@ -70,7 +80,7 @@ class CentreShare:
 
     Args:
         patches: Of this class.
-        without_evidence: How many of them have no evidence for tumour anywhere, and so no share.
+        without_evidence: How many of them have no evidence anywhere, and so no share.
         mean: Mean share of the others, 0..1; NaN if there are none.
         interval: Its 95 % interval, from resampling groups of identical patches.
     """
@@ -112,7 +122,7 @@ def overlay_sheet(
 
     Args:
         patches: Shape (count, 96, 96, 3).
-        attributions: Of the patches. Each map is drawn from 0 to its own maximum.
+        attributions: Of the patches. Red is for tumour, blue against; each map has its own scale.
         scores: Of the patches.
         labels: Of the patches; None if not known.
         columns: Patches a row.
@@ -127,8 +137,8 @@ def overlay_sheet(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     smooth = interpolate(attributions.cpu().unsqueeze(1), size=(PATCH_SIZE, PATCH_SIZE), mode="bilinear").squeeze(1)
-    peaks = smooth.amax(dim=(1, 2), keepdim=True)
-    heat = 255 * colormaps["viridis"]((smooth / peaks.clamp(min=1e-12)).numpy())[..., :3]
+    peaks = smooth.abs().amax(dim=(1, 2), keepdim=True)
+    heat = 255 * colormaps["RdBu_r"]((0.5 + 0.5 * smooth / peaks.clamp(min=1e-12)).numpy())[..., :3]
     # Grey: the stain's purple and pink would mix with the map's colours. Grey alone where nothing is to be shown.
     opacity = 0.5 * (peaks > 0).numpy()[..., None]
     blended = ((1 - opacity) * patches.mean(axis=3, keepdims=True) + opacity * heat).astype(np.uint8)
