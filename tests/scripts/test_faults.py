@@ -50,7 +50,9 @@ def step_of(run: Path, checkpoint: str) -> int:
 
 
 # At an entry of the log, between two, before a validation and at the last step.
-@pytest.mark.parametrize(("step", "noticed"), [(9, 9), (10, 12), (18, 18), (30, 30)])
+@pytest.mark.parametrize(
+    ("step", "noticed"), [(9, 9), (10, 12), (18, 18), pytest.param(30, 30, marks=pytest.mark.slow)]
+)
 def test_a_loss_that_is_no_number_ends_training_and_no_checkpoint_holds_it(
     step: int, noticed: int, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -170,7 +172,7 @@ def test_fewer_patches_than_a_batch_train(tmp_path: Path, cache_dir: Path) -> No
     assert table["epoch"].max() == 5  # each epoch is one batch of three
 
 
-@pytest.mark.parametrize("name", ["with spaces", "Übergröße €", "n" * 255])
+@pytest.mark.parametrize("name", ["with spaces", "Übergröße €", pytest.param("n" * 255, id="255 bytes")])
 def test_folders_with_any_name_train_and_resume(name: str, tmp_path: Path) -> None:
     root = tmp_path / name
     write_patches(root, {"train": (5, 6), "valid": (3, 2)})

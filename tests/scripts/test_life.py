@@ -128,9 +128,11 @@ def assert_same_end(run: Path, whole: Path) -> None:
     assert scalars(run) == scalars(whole)
 
 
-# Mid-epoch between entries, at an entry, at a validation, after an epoch's last batch, at a validation in epoch 1, and
-# one step before the end.
-@pytest.mark.parametrize("at_step", [4, 9, 6, 11, 12, 22, 29])
+# Mid-epoch between entries, at a validation, after an epoch's last batch; at an entry, at a validation in epoch 1, after
+# the last batch of epoch 1, and one step before the end.
+@pytest.mark.parametrize(
+    "at_step", [4, 6, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (9, 12, 22, 29))]
+)
 def test_an_interrupted_run_resumes_to_the_same_end_bit_for_bit(
     at_step: int, cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
