@@ -128,8 +128,8 @@ def assert_same_end(run: Path, whole: Path) -> None:
     assert scalars(run) == scalars(whole)
 
 
-# Mid-epoch between entries, at a validation, after an epoch's last batch; at an entry, at a validation in epoch 1, after
-# the last batch of epoch 1, and one step before the end.
+# Mid-epoch between entries, at a validation, after an epoch's last batch; at an entry, at a validation in epoch 1,
+# after the last batch of epoch 1, and one step before the end.
 @pytest.mark.parametrize(
     "at_step", [4, 6, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (9, 12, 22, 29))]
 )
