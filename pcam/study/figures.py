@@ -141,7 +141,7 @@ def forest_figure(answers: Sequence[tuple[Question, Inference, str]]) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(answers)), [label for _, _, label in answers], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("difference of AUROC, 95 % interval (grey: margin of equivalence)")
+    axes.set_xlabel("difference of AUROC, 95 % interval;\ngrey: margin of equivalence")
     return figure
 
 

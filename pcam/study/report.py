@@ -20,7 +20,7 @@ from pcam.evaluation.figures import interval_words
 from pcam.evaluation.statistics import delong_covariance
 from pcam.study.figures import forest_figure, loss_figure, published_roc_figure, roc_of_arms_figure
 from pcam.study.inference import LEVEL, Inference, compare_arms, holm, infer_arm
-from pcam.study.plan import READING_NAMES, READINGS, Plan, Question, Reading, Run
+from pcam.study.plan import READING_NAMES, READINGS, Plan, Question, Reading
 from pcam.study.results import METRICS, RunResult
 from pcam.study.runner import StudyFolder
 
@@ -162,14 +162,17 @@ def _collect(plan: Plan, folder: StudyFolder) -> Results:
 
 
 def _missing(plan: Plan, folder: StudyFolder) -> list[tuple[str, str]]:
-    """The runs that are not done, and why."""
-    missing = []
+    """The runs that are not done, and why; seeds of an arm with the same reason together."""
+    seeds: dict[tuple[str, str], list[int]] = {}
     for run in plan.runs():
         if folder.result(run) is None:
             failure = folder.failure(run)
             reason = failure.read_text().strip() if failure.exists() else "not trained yet"
-            missing.append((_run_words(plan, run), reason))
-    return missing
+            seeds.setdefault((plan.arms[run.arm].label, reason), []).append(run.seed)
+    return [
+        (f"{label}, seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}", reason)
+        for (label, reason), numbers in seeds.items()
+    ]
 
 
 def _answer(plan: Plan, results: Results) -> list[Answer]:
@@ -507,10 +510,6 @@ def _save(picture: Picture, folder: Path) -> str:
     with atomic_path(folder / f"{picture.name}.png") as temporary:
         picture.figure.savefig(temporary, format="png", dpi=150)
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _run_words(plan: Plan, run: Run) -> str:
-    return f"{plan.arms[run.arm].label}, seed {run.seed}"
 
 
 def _spread(values: Sequence[float], digits: int = 4, sign: bool = False) -> str:

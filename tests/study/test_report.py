@@ -198,7 +198,7 @@ def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder)
     for expected in (
         "8 of 12 runs are done",
         "absent network, seed 1: Expected weights, but found none.",
-        "absent network, seed 2: not trained yet",
+        "absent network, seeds 2, 3: not trained yet",
         "poor network, seed 3: not trained yet",
         "Slides are not known",
         "It prints another number.",
