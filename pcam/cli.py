@@ -3,6 +3,8 @@
 import argparse
 import errno
 import functools
+import importlib
+import inspect
 import itertools
 import logging
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, cast
 
 import torch
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import PositiveFloat, restricted_number_type
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -59,6 +61,10 @@ AS_TRAINED: Final = DataPlace()
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 """What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota."""
+
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
+"""What Lightning takes for a seed."""
 
 
 class Main(Protocol):
@@ -176,9 +182,9 @@ class PCamCLI(LightningCLI):
         """Add what is decided before the parts are built."""
         parser.add_argument(
             "--seed_everything",
-            type=int,
+            type=Seed,
             default=1,
-            help="Seed of all that is random: weights, order, augmentation, dropout.",
+            help="Seed of all that is random: weights, order, augmentation, dropout; 0 to 4,294,967,295.",
         )
         parser.add_argument("--experiment", type=str, required=True, help="Name of the experiment: the config's name.")
         parser.add_argument("--monitor", type=Monitor, required=True, help="What the best checkpoint is best in.")
@@ -233,6 +239,14 @@ class PCamCLI(LightningCLI):
         self.config = parser.parse_args(words)
         if resume is not None and len(self.config.config) > 1:
             parser.error("Expected --config or --resume, but found both; a resumed run has its own config.")
+        _refuse_null(parser, "data", PCamDataModule, self.config.data)
+        _refuse_null(parser, "trainer", Trainer, self.config.trainer)
+        for part in ("network", "optimizer", "scheduler"):
+            chosen = self.config.model[part]
+            if chosen is not None:
+                module, _, name = chosen.class_path.rpartition(".")
+                chosen_class = getattr(importlib.import_module(module), name)
+                _refuse_null(parser, f"model.{part}", chosen_class, chosen.get("init_args") or {})
         # Absolute, so that the saved config works from any folder.
         self.config.data.root = Path(self.config.data.root).expanduser().resolve()
         init_args = self.config.model.network.get("init_args") or {}
@@ -251,6 +265,13 @@ class PCamCLI(LightningCLI):
             init_args = self.config.model.network.get("init_args") or {}
             if "weights" in init_args:
                 init_args["weights"] = None
+
+    def instantiate_classes(self) -> None:
+        """Build all parts."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # PyTorch's
+            raise _refused(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; it records into a run folder, unless told not to or in a `fast_dev_run`."""
@@ -297,7 +318,10 @@ class PCamCLI(LightningCLI):
                 Interruption(self.run),
             ]
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:  # Lightning raises many kinds for values of the right type that it cannot use
+            raise _refused(error) from error
 
     def _resume_step(self, run: RunFolder) -> int:
         """Optimizer steps behind the checkpoint that training goes on from."""
@@ -435,6 +459,27 @@ def check_same_patches(folders: Sequence[RunFolder], runs: Sequence[PCamCLI], sp
                 f"Expected runs on the same patches, but the {split} split of {folders[0].path} "
                 f"({runs[0].datamodule.root}) is not that of {folder.path} ({run.datamodule.root}); give one "
                 f"--data.root for all."
+            )
+
+
+def _refused(error: Exception) -> UserError:
+    return UserError(
+        f"Expected values that PyTorch and Lightning take, but found one that they refuse "
+        f"({' '.join(str(error).split())}); correct the config."
+    )
+
+
+def _refuse_null(parser: LightningArgumentParser, key: str, configured: type[Any], options: Mapping[str, Any]) -> None:
+    """Refuse null where a class does not take it, which jsonargparse 4.53 lets through in files."""
+    parameters = inspect.signature(configured).parameters
+    for name, value in options.items():
+        parameter = parameters.get(name)
+        if value is not None or parameter is None or parameter.default is None:
+            continue
+        if not any(word in str(parameter.annotation) for word in ("None", "Optional")):
+            parser.error(
+                f"Expected a value of type {parameter.annotation} for {key}.{name} ({configured.__name__}), but found "
+                f"null; leave it out to have its default."
             )
 
 

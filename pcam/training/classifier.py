@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 
+from pcam.errors import UserError
 from pcam.patches import Logits, PatchBatch, Patches
 
 
@@ -102,8 +103,19 @@ class PatchClassifier(LightningModule):
         return {"logits": self(batch.patches).float(), "indices": batch.indices}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Set up what the config names, over the parameters that train."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if self.scheduler is None:
+        """Set up what the config names, over the parameters that train.
+
+        Raises:
+            UserError: If PyTorch refuses one of their options.
+        """
+        try:
+            optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+            scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        except ValueError as error:
+            raise UserError(
+                f"Expected options that the optimizer and the scheduler take, but found one that they refuse "
+                f"({error}); correct model.optimizer or model.scheduler."
+            ) from error
+        if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

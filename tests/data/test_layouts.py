@@ -11,11 +11,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning import Trainer
 from PIL import Image
 
 from pcam.data import PCamDataModule
 from pcam.data.layouts import find_layout, read_image
+from pcam.data.layouts.kaggle import kaggle_labels
 from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
 from pcam.models import BaselineCNN
@@ -462,3 +465,25 @@ def test_real_patches_are_the_same_in_every_form(real_data: Path, tmp_path: Path
     kaggle = PCamDataModule(tmp_path / "kaggle", cache_dir=tmp_path / "cache")
     hashes = kaggle.packed("train").pixel_hashes() + kaggle.packed("valid").pixel_hashes()
     assert sorted(hashes) == sorted({kaggle_id(image) for image in patches["train"][0]})
+
+
+@settings(max_examples=int(os.environ.get("PCAM_FUZZ_EXAMPLES", "60")), deadline=None)
+@given(
+    row=st.integers(0, 11),
+    cells=st.one_of(st.text(max_size=30), st.sampled_from(["", ",", "a,b,c", '"', "id,label", "nan,nan", "1e999,1"])),
+)
+def test_a_csv_with_any_row_is_read_or_refused_in_a_sentence(
+    row: int, cells: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("kaggle")
+    (folder / "train").mkdir()
+    lines = ["id,label", *(f"patch{index},{index % 2}" for index in range(12))]
+    for index in range(12):
+        (folder / "train" / f"patch{index}.tif").touch()
+    lines[row] = cells
+    (folder / "train_labels.csv").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    try:
+        sentence = f"{kaggle_labels(folder).sum()} of {folder}"
+    except UserError as error:
+        sentence = str(error)
+    assert str(folder) in sentence

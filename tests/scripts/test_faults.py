@@ -1,6 +1,8 @@
 """What happens to a run when a step, a file or a number goes wrong."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pcam.training import PatchClassifier
 from tests.conftest import REPOSITORY, load_script, write_patches
@@ -197,3 +201,54 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not() -> Non
     )
     assert done.returncode == 0, done.stderr
     assert "kills, every run ended as the one that nothing killed" in done.stdout
+
+
+def test_a_run_whose_data_have_moved_says_so_and_takes_the_new_place(
+    whole: Path, patch_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "version_0"
+    shutil.copytree(whole, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(patch_root), str(tmp_path / "gone")))
+    said = sentence(capsys, evaluate, [str(run)], 1)
+    assert f"at {tmp_path}/gone, but found nothing there; correct --data.root" in said
+    evaluate([str(run), "--data.root", str(patch_root)])
+
+
+def test_a_batch_of_one_patch_trains(tmp_path: Path) -> None:
+    write_patches(tmp_path / "patches", {"train": (2, 1), "valid": (1, 1)})
+    args = arguments("cnn", tmp_path / "patches", tmp_path / "cache", tmp_path / "runs")
+    args += ["--data.batch_size", "1", "--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1"]
+    train([*args, "--trainer.val_check_interval", "3"])
+    assert pd.read_csv(tmp_path / "runs" / "cnn" / "version_0" / "metrics.csv")["train/loss"].notna().sum() == 3
+
+
+LINES = (REPOSITORY / "configs" / "cnn.yaml").read_text().splitlines()
+
+
+@pytest.mark.slow
+@settings(max_examples=int(os.environ.get("PCAM_FUZZ_EXAMPLES", "40")), deadline=None)
+@given(
+    line=st.integers(0, len(LINES) - 1),
+    value=st.one_of(
+        st.none(), st.integers(), st.floats(), st.booleans(), st.text(max_size=20), st.lists(st.integers())
+    ),
+    cut=st.booleans(),
+)
+def test_a_config_with_any_value_runs_or_is_refused_in_a_sentence(
+    line: int, value: object, cut: bool, patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = list(LINES)
+    key = lines[line].partition(":")[0]
+    lines[line : line + 1] = [] if cut else [f"{key}: {json.dumps(value)}"]
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text("\n".join(lines))
+    args = ["--config", str(path), "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir)]
+    args += ["--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]
+    try:
+        train(args)
+    except SystemExit as ended:
+        code = ended.code
+    else:
+        code = 0
+    assert code in (0, 1, 2)

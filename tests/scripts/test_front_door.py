@@ -38,10 +38,31 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model.network.class_path", "pcam.models.Nothing"], "pcam.models.Nothing"),
         (["--data.rot", "x"], "rot"),
+        (["--seed_everything", "-1"], "seed_everything"),
+        (["--data.batch_size", "null"], "data.batch_size"),
+        (
+            ["--model.network.init_args.normalization", "null"],
+            "for model.network.normalization (BaselineCNN), but found",
+        ),
+        (["--model.optimizer.init_args.lr", "null"], "for model.optimizer.lr (SGD), but found null; leave it out"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in sentence(capsys, train, [*DEMO, *args], 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--trainer.max_steps", "-5"], "Expected values that PyTorch and Lightning take, but found one"),
+        (["--model.optimizer.lr", "-1"], "but found one that they refuse (Invalid learning rate: -1.0); correct"),
+    ],
+)
+def test_a_value_that_pytorch_or_lightning_refuses_ends_with_1(
+    args: list[str], expected: str, patch_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--trainer.fast_dev_run", "true"]
+    assert expected in sentence(capsys, train, [*DEMO, *data, *args], 1)
 
 
 def test_a_config_with_an_unknown_key_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
