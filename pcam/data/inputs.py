@@ -183,7 +183,7 @@ def _larger(path: Path) -> str | None:
             found = f" ({image.width}x{image.height})"
     except Image.DecompressionBombError:  # what Pillow does not open for its size alone
         pass
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # as in `decode_image`, which has the sentence for it
         return None
     return (
         f"Expected patches of {PATCH_SIZE}x{PATCH_SIZE} pixels, but {path} is larger{found}; "

@@ -171,3 +171,15 @@ def test_a_subfolder_that_may_not_be_read_is_not_passed_over(tmp_path: Path, mon
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(PermissionError):
         count_inputs([tmp_path])
+
+
+def test_an_image_that_pillow_stumbles_over_is_listed_with_its_reason(tmp_path: Path) -> None:
+    Image.new("RGB", (96, 96)).save(tmp_path / "whole.tif")
+    content = bytearray((tmp_path / "whole.tif").read_bytes())
+    content[10] = 5  # the entry of the width is now another's
+    (tmp_path / "damaged.tif").write_bytes(content)
+    (batch,) = read_inputs([tmp_path], 8)
+    assert batch.ids == ["whole.tif"]
+    ((name, reason),) = batch.unreadable
+    assert name == "damaged.tif"
+    assert "cannot be read" in reason
