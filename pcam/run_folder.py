@@ -46,13 +46,33 @@ class RunFolder:
         parent = runs_dir / experiment
         parent.mkdir(parents=True, exist_ok=True)
         while True:
-            taken = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdecimal()]
-            run = cls(parent / f"version_{max(taken, default=-1) + 1}")
+            taken = cls.versions(runs_dir, experiment)
+            run = cls(parent / f"version_{taken[-1].number + 1 if taken else 0}")
             try:
                 run.path.mkdir()
             except FileExistsError:
                 continue
             return run
+
+    @classmethod
+    def versions(cls, runs_dir: Path, experiment: str) -> list["RunFolder"]:
+        """List the run folders of an experiment, the latest last.
+
+        Args:
+            runs_dir: Folder of all runs.
+            experiment: Name of the experiment.
+
+        Returns:
+            Those that are there, whatever is in them.
+        """
+        folders = (runs_dir / experiment).glob("version_*")
+        runs = [cls(path) for path in folders if path.name.removeprefix("version_").isdecimal()]
+        return sorted(runs, key=lambda run: run.number)
+
+    @property
+    def number(self) -> int:
+        """The N of `version_N`."""
+        return int(self.path.name.removeprefix("version_"))
 
     @classmethod
     def find(cls, path: Path) -> "RunFolder":

@@ -66,10 +66,10 @@ def measure(plan: Plan, run: Run, trained: RunFolder) -> None:
         trained: Its folder.
     """
     cli = load_run(trained, "last")
-    # As the network was saved: with the momentum of its config, 0.1.
-    readings: dict[Reading, Predictions] = {"momentum_0.1": cli.predict(plan.split)}
     if plan.arms[run.arm].batch_norm_readings:
-        readings |= _read_batch_norm(cli, trained, plan)
+        readings = _read_batch_norm(cli, trained, plan)
+    else:
+        readings = {"momentum_0.1": cli.predict(plan.split)}
     train = cli.datamodule.packed("train")
     facts = {
         "step": cli.checkpoint_step,
@@ -87,6 +87,7 @@ def _read_batch_norm(cli: PCamCLI, trained: RunFolder, plan: Plan) -> dict[Readi
     device = cli.trainer.strategy.root_device
     network = cli.model.network.to(device)
     saved = BatchNormReadings.saved(load_checkpoint(trained.checkpoint("last")))
+    layers = learning_layers(network)
     readings: dict[Reading, Predictions] = {}
     for reading, momentum in READING_MOMENTA.items():
         if momentum not in saved:
@@ -95,7 +96,7 @@ def _read_batch_norm(cli: PCamCLI, trained: RunFolder, plan: Plan) -> dict[Readi
                 f"found those of {', '.join(map(str, saved)) or 'none'}; move {trained.path} away, and the study "
                 f"trains the run anew."
             )
-        write_statistics(learning_layers(network), saved[momentum].to(device))
+        write_statistics(layers, saved[momentum].to(device))
         readings[reading] = cli.predict(plan.split)
     reestimate_batch_norm(network.to(device), cli.datamodule.training_patches(REESTIMATION_PATCHES, device))
     readings["reestimated"] = cli.predict(plan.split)

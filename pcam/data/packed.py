@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
 from pcam.data.layouts import Split, SplitFiles, pixel_hash
-from pcam.data.threads import in_threads
+from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
 
@@ -33,9 +33,6 @@ FORMAT: Final = b"pcam-packed"
 VERSION: Final = 2
 CHUNK: Final = 256
 """Patches that are read from a store or written to it together; 256 are 7 MB."""
-
-TASK: Final = 64
-"""Patches that one thread decodes and hashes together: 1.8 MB, so that a hundred cores need little memory."""
 
 PATCH_SHAPE: Final = (PATCH_SIZE, PATCH_SIZE, 3)
 PATCH_BYTES: Final = PATCH_SIZE * PATCH_SIZE * 3
@@ -242,7 +239,7 @@ def _decode(split: Split, unsorted: Path, description: str) -> NDArray[np.uint8]
         patches = read()
         return _Decoded(patches, _hash(patches))
 
-    tasks = (partial(decode, read) for read in split.read(TASK))
+    tasks = (partial(decode, read) for read in split.read(TASK_PATCHES))
     hashes = []
     # A plain file: the pages of a mapped one would count as this process's memory.
     with unsorted.open("wb") as file:

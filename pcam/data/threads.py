@@ -4,9 +4,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+TASK_PATCHES: Final = 64
+"""Patches that one task decodes or hashes: 1.8 MB, so that a hundred cores need little memory."""
 
 Result = TypeVar("Result", bound=Sized)
 

@@ -20,7 +20,7 @@ from pcam.data.layouts.images import is_image
 from pcam.data.layouts.kaggle import KAGGLE, kaggle_labels
 from pcam.data.layouts.official import OFFICIAL, official_file
 from pcam.data.packed import PackedSplit
-from pcam.data.threads import in_threads
+from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import SPLIT_NAMES, PatchArray
 
@@ -40,10 +40,6 @@ Source: the data set's README (basveeling/pcam), with valid and test put right, 
 
 OFFICIAL_MD5: Final = UNPACKED_MD5 | {file.name: file.md5 for files in OFFICIAL_FILES.values() for file in files}
 """MD5 of every official file, packed and unpacked."""
-
-
-TASK: Final = 64
-"""Images that one thread reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,8 @@ def _verify_kaggle(layout: Layout) -> Iterator[Finding]:
     for folder in (layout.root / "train", layout.unlabelled):
         if folder is not None and folder.is_dir():
             paths = sorted(path for path in folder.iterdir() if is_image(path.name))
-            tasks = (partial(_faults_of_names, paths[start : start + TASK]) for start in range(0, len(paths), TASK))
+            starts = range(0, len(paths), TASK_PATCHES)
+            tasks = (partial(_faults_of_names, paths[start : start + TASK_PATCHES]) for start in starts)
             fault = _first(in_threads(tasks, len(paths), f"Hashing {folder.name}"))
             yield Finding(f"{folder.name}/*.tif", f"{len(paths):,} images", fault)
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
-from pcam.evaluation.metrics import Cuts
+from pcam.evaluation.metrics import Cuts, cross_entropy
 from pcam.evaluation.predictions import Predictions
 from pcam.patches import SplitName
 from pcam.run_folder import RunFolder
@@ -39,7 +39,7 @@ def measure_predictions(predictions: Predictions) -> dict[str, float]:
         "auroc": float(cuts.auroc()[0]),
         "average_precision": float(cuts.average_precision()[0]),
         "accuracy": float(cuts.decisions(0.0)["accuracy"][0]),
-        "loss": float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean()),
+        "loss": float(cross_entropy(labels, logits).mean()),
     }
 
 

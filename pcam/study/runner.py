@@ -66,13 +66,8 @@ class StudyFolder:
 
     def trained(self, run: Run) -> RunFolder | None:
         """The latest folder of a run that has a checkpoint, if there is one."""
-        folders = [
-            path.parents[1]
-            for path in (self.runs / run.name).glob("version_*/checkpoints/last.ckpt")
-            if path.parents[1].name.removeprefix("version_").isdigit()
-        ]
-        latest = max(folders, key=lambda path: int(path.name.removeprefix("version_")), default=None)
-        return None if latest is None else RunFolder(latest)
+        versions = RunFolder.versions(self.runs, run.name)
+        return next((found for found in reversed(versions) if (found.checkpoints / "last.ckpt").exists()), None)
 
 
 @dataclass(frozen=True)
@@ -82,12 +77,10 @@ class Conditions:
     Args:
         data_root: Folder with the patches.
         weights: A file with pretrained weights, for the arms that start from such; None takes those of the config.
-        cache_dir: Folder of the packed stores; None is the user's cache folder.
     """
 
     data_root: Path
     weights: Path | None = None
-    cache_dir: Path | None = None
 
 
 def execute(
@@ -226,8 +219,6 @@ def train_options(plan: Plan, run: Run, folder: StudyFolder, conditions: Conditi
         "trainer.enable_progress_bar": "false",
         **{key: "null" if value is None else value for key, value in arm.overrides.items()},
     }
-    if conditions.cache_dir is not None:
-        options["data.cache_dir"] = conditions.cache_dir
     if conditions.weights is not None and arm.uses_weights():
         options["model.network.weights"] = conditions.weights
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -244,10 +235,10 @@ def _check_same_arm(plan: Plan, run: Run, folder: StudyFolder) -> None:
 
 
 def _last_step(folder: StudyFolder, run: Run) -> int:
-    tables = sorted((folder.runs / run.name).glob("version_*/metrics.csv"))
+    versions = RunFolder.versions(folder.runs, run.name)
     try:
-        return int(pd.read_csv(tables[-1], usecols=["step"])["step"].max()) if tables else 0
-    except (OSError, ValueError):
+        return int(pd.read_csv(versions[-1].metrics, usecols=["step"])["step"].max()) if versions else 0
+    except (OSError, ValueError):  # nothing is logged yet
         return 0
 
 

@@ -53,21 +53,19 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self._saved_at = time.monotonic()
-        write_logs(trainer)
-        keep_previous(self._run, trainer)
+        prepare_last(self._run, trainer)
         super()._save_checkpoint(trainer, filepath)
 
 
-def write_logs(trainer: Trainer) -> None:
-    """Write what was logged so far, before a checkpoint: a run that goes on from it logs only what comes after."""
+def prepare_last(run: RunFolder, trainer: Trainer) -> None:
+    """Make ready for a new `last.ckpt`: write what was logged, and let `previous.ckpt` be what `last.ckpt` is now.
+
+    A run that goes on from a checkpoint logs only what comes after it. At every moment both checkpoints are whole.
+    """
     for logger in trainer.loggers:
         logger.save()
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
-
-
-def keep_previous(run: RunFolder, trainer: Trainer) -> None:
-    """Let `previous.ckpt` be what `last.ckpt` is now, before that is written anew; at every moment both are whole."""
     last = run.checkpoints / "last.ckpt"
     if trainer.is_global_zero and last.exists():
         link = run.checkpoints / f".previous.{os.getpid()}.tmp"

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from pcam.errors import StoppedError
 from pcam.run_folder import RunFolder
-from pcam.training.checkpoints import keep_previous, validation_is_due
+from pcam.training.checkpoints import prepare_last, validation_is_due
 
 
 class Interruption(Checkpoint):
@@ -51,7 +51,7 @@ class Interruption(Checkpoint):
         if self._signal_number is None:
             return
         path = self.run.checkpoints / "last.ckpt"
-        keep_previous(self.run, trainer)
+        prepare_last(self.run, trainer)
         trainer.save_checkpoint(path)
         raise StoppedError(
             self._signal_number,

@@ -18,7 +18,7 @@ from pcam.data.layouts.images import is_image, pixel_hash, read_images
 from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature
 from pcam.data.layouts.official import find_official, official_file, official_meta
 from pcam.data.layouts.tables import checked_ids, checked_labels, listed, read_csv
-from pcam.data.threads import in_threads
+from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import PatchArray, SplitName
 
@@ -26,8 +26,6 @@ KAGGLE: Final = "Kaggle's files"
 
 VALID_SHARE: Final = 0.1
 """Share of the labelled patches that makes the valid split; a ninth in the official splits, a tenth in the course's."""
-
-PATCHES_AT_ONCE: Final = 64
 
 
 def read_kaggle(root: Path) -> Layout | None:
@@ -194,7 +192,7 @@ def _slides_by_pixels(files: SplitFiles, scratch: Path) -> pd.Series:
         return [pixel_hash(patch).hex() for patch in read()]
 
     with files.open(scratch) as split:
-        tasks = (partial(hash_patches, read) for read in split.read(PATCHES_AT_ONCE))
+        tasks = (partial(hash_patches, read) for read in split.read(TASK_PATCHES))
         chunks = list(in_threads(tasks, len(split.ids), "Looking up slides in the official files"))
         slides = pd.Series(split.slides, [pixels for chunk in chunks for pixels in chunk])
     return slides[~slides.index.duplicated()]
