@@ -7,15 +7,18 @@ import importlib
 import inspect
 import itertools
 import logging
+import os
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol, cast
+from typing import Any, Final, Literal, NoReturn, Protocol, cast
 
 import torch
+from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveFloat, restricted_number_type
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -27,6 +30,7 @@ from pcam.atomic import atomic_path
 from pcam.data import PCamDataModule
 from pcam.errors import StoppedError, UserError
 from pcam.evaluation.predictions import Predictions
+from pcam.memory import keep_freed_memory
 from pcam.patches import SplitName
 from pcam.run_folder import CheckpointName, ResumeName, RunFolder
 from pcam.training import PatchClassifier
@@ -58,6 +62,9 @@ class DataPlace:
 
 AS_TRAINED: Final = DataPlace()
 """The data that the run was trained on."""
+
+Precision = Literal["32-true", "bf16-mixed"]
+"""What a trained network evaluates in."""
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 """What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota."""
@@ -155,6 +162,7 @@ class PCamCLI(LightningCLI):
         args: The command line, without the script's name.
         record: Whether the trainer records: into a new run folder, or into the one that `--resume` names. Without, it
             has no logger and writes no checkpoint.
+        precision: What a trainer that does not record evaluates in.
     """
 
     run: RunFolder | None = None
@@ -163,9 +171,11 @@ class PCamCLI(LightningCLI):
     checkpoint_step: int = 0
     """Optimizer steps behind the weights that `load_run` loaded."""
 
-    def __init__(self, args: ArgsType = None, *, record: bool = True) -> None:
+    def __init__(self, args: ArgsType = None, *, record: bool = True, precision: Precision = "32-true") -> None:
         self.record = record
+        self.precision = precision
         _quieten()
+        keep_freed_memory()
         super().__init__(
             PatchClassifier,
             PCamDataModule,
@@ -199,6 +209,13 @@ class PCamCLI(LightningCLI):
             type=PositiveFloat | None,
             default=None,
             help="Write last.ckpt also this long after the one before; null only after validation and at the end.",
+        )
+        parser.add_argument(
+            "--compile",
+            action=ActionYesNo,
+            default=False,
+            help="Let torch.compile make the training step: about a minute at the start, faster steps from then on. "
+            "On a CPU it needs a C++ compiler.",
         )
         parser.add_argument(
             "--resume",
@@ -277,8 +294,10 @@ class PCamCLI(LightningCLI):
         """Build the trainer; it records into a run folder, unless told not to or in a `fast_dev_run`."""
         progress: list[Callback] = [ProgressBar()] if self.config.trainer.enable_progress_bar is not False else []
         if not self.record:
-            # None of the config's options for training: every patch of a split is evaluated, in full precision.
+            # None of the config's options for training: every patch of a split is evaluated, in full precision unless
+            # asked otherwise.
             return Trainer(
+                precision=self.precision,
                 devices=1,
                 logger=False,
                 enable_checkpointing=False,
@@ -372,9 +391,20 @@ class PCamCLI(LightningCLI):
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         frozen = sum(weight.numel() for weight in self.model.parameters()) - trained
         rank_zero_info(f"{type(self.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
+        if self.config.compile:
+            self._compile()
         if self.run is not None:
             self._write_environment(self.run)
         self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+    def _compile(self) -> None:
+        compiler = os.environ.get("CXX", "g++")
+        if self.trainer.strategy.root_device.type == "cpu" and shutil.which(compiler) is None:
+            raise UserError(
+                f"Expected a C++ compiler for --compile, but found no {compiler}; install one, name it in CXX, or "
+                f"leave out --compile."
+            )
+        self.model.compile_training()
 
     @rank_zero_only
     def _write_environment(self, run: RunFolder) -> None:
@@ -411,13 +441,16 @@ class PCamCLI(LightningCLI):
         return Predictions(store.ids(), store.labels, logits, store.pixel_hashes())
 
 
-def load_run(run: RunFolder, checkpoint: CheckpointName, data_root: Path | None = None) -> PCamCLI:
+def load_run(
+    run: RunFolder, checkpoint: CheckpointName, data_root: Path | None = None, precision: Precision = "32-true"
+) -> PCamCLI:
     """Build a run's classifier and data from its folder.
 
     Args:
         run: The run folder.
         checkpoint: Which weights: "best" or "last".
         data_root: Folder with the data; None is the one that the run was trained on.
+        precision: What it evaluates in.
 
     Returns:
         The classifier with the checkpoint's weights, the data, and a trainer that records nothing.
@@ -429,7 +462,7 @@ def load_run(run: RunFolder, checkpoint: CheckpointName, data_root: Path | None 
     arguments = ["--config", str(run.config)]
     if data_root is not None:
         arguments += ["--data.root", str(data_root)]
-    cli = PCamCLI(arguments, record=False)
+    cli = PCamCLI(arguments, record=False, precision=precision)
     contents = load_checkpoint(path)
     cli.checkpoint_step = contents["global_step"]
     try:

@@ -8,7 +8,17 @@ python scripts/evaluate.py lightning_logs/imagenet_*/version_0 --split test --en
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcam.cli import AS_TRAINED, Arguments, DataPlace, Parser, PCamCLI, check_same_patches, front_door, load_run
+from pcam.cli import (
+    AS_TRAINED,
+    Arguments,
+    DataPlace,
+    Parser,
+    PCamCLI,
+    Precision,
+    check_same_patches,
+    front_door,
+    load_run,
+)
 from pcam.errors import UserError
 from pcam.evaluation.metrics import Choices, measure
 from pcam.evaluation.predictions import SymmetryAverage, average_scores, check_finite
@@ -25,6 +35,7 @@ def evaluate(
     tta: bool = False,
     reestimate_bn: bool = False,
     ensemble: bool = False,
+    precision: Precision = "32-true",
     data: DataPlace = AS_TRAINED,
 ) -> None:
     """Measure trained classifiers on the valid split, and on another if asked for.
@@ -41,15 +52,17 @@ def evaluate(
         reestimate_bn: Whether to measure, beside each run, what it is with batch norm's running statistics estimated
             anew on un-augmented training patches (`<split>_bn/`).
         ensemble: Whether to measure the mean of the runs' scores as well (`<split>_ensemble/` in the first).
+        precision: "32-true", or "bf16-mixed" (`<split>_bf16/`): convolutions in bfloat16, faster where the processor
+            computes in it; moves scores in their third digit.
         data: Where the patches are.
     """
     if ensemble and len(runs) < 2:
         raise UserError("Expected at least two runs for --ensemble, but found 1; name another, or leave it out.")
     splits: list[SplitName] = ["valid"] if split == "valid" else ["valid", split]
     folders = [RunFolder.find(run) for run in runs]
-    suffix = "_tta" if tta else ""
+    suffix = ("_tta" if tta else "") + ("_bf16" if precision == "bf16-mixed" else "")
     loaded = {
-        bn: [load_run(folder, checkpoint, data.root) for folder in folders]
+        bn: [load_run(folder, checkpoint, data.root, precision) for folder in folders]
         for bn in (["", "_bn"] if reestimate_bn else [""])
     }
     check_same_patches(folders, loaded[""], splits)
@@ -86,7 +99,7 @@ def _predict(name: str, folder: RunFolder, variant: str, cli: PCamCLI, splits: S
     predictions = {split: cli.predict(split) for split in splits}
     for split, predicted in predictions.items():
         check_finite(predicted.logits, f"{folder.path} on {split}")
-    labels = {"_bn": "re-estimated bn", "_tta": "tta"}
+    labels = {"_bn": "re-estimated bn", "_tta": "tta", "_bf16": "bf16"}
     return System(
         name=", ".join([name, *(label for key, label in labels.items() if key in variant)]),
         run=folder,

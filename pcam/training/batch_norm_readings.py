@@ -119,6 +119,7 @@ class BatchNormReadings(Callback):
 
 
 def _validate(trainer: Trainer, classifier: PatchClassifier, data: PCamDataModule) -> dict[str, Tensor]:
+    classifier.prepare_evaluation(trainer.precision)
     for index, batch in enumerate(data.loader("valid")):
         with trainer.precision_plugin.val_step_context():
             classifier.validation_step(classifier.transfer_batch_to_device(batch, classifier.device, 0), index)

@@ -1,17 +1,21 @@
 """`PatchClassifier`: the LightningModule round a network."""
 
+from collections.abc import Callable
 from typing import TypedDict
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 
 from pcam.errors import UserError
+from pcam.models.inference import InferenceNetwork
 from pcam.patches import Logits, PatchBatch, Patches
+from pcam.training.mean_loss import MeanLoss
 
 
 class StepOutput(TypedDict):
@@ -57,10 +61,17 @@ class PatchClassifier(LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
-        # NaN stays NaN: the default leaves it out with a warning, and "disable" ignores weights (torchmetrics 1.9).
-        self.val_loss = MeanMetric(nan_strategy=float("nan"))
+        self._learn: Callable[[Patches], Logits] = self.forward
+        self.evaluate: Callable[[Patches], Logits] = self.forward
+        """What validation and prediction compute logits with; fast once `prepare_evaluation` has been called."""
+        self.val_loss = MeanLoss()
+        # Unchecked: a check of labels and scores waits for the device, at each batch.
         self.val_metrics = MetricCollection(
-            {"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()},
+            {
+                "accuracy": BinaryAccuracy(validate_args=False),
+                "auroc": BinaryAUROC(validate_args=False),
+                "average_precision": BinaryAveragePrecision(validate_args=False),
+            },
             prefix="val/",
         )
 
@@ -69,20 +80,41 @@ class PatchClassifier(LightningModule):
         logits: Tensor = self.network(patches)
         return logits
 
-    def _loss(self, batch: PatchBatch) -> StepOutput:
-        logits = self(batch.patches)
+    def compile_training(self) -> None:
+        """Let `torch.compile` make the training step; what evaluates is left as it is, and so are the weights."""
+        self._learn = torch.compile(self.network.forward)
+
+    def prepare_evaluation(self, precision: str) -> None:
+        """Make what evaluates from the weights and statistics of now; Lightning's loops call it before they start.
+
+        Args:
+            precision: As a trainer has it: convolutions compute in bfloat16 if it begins with "bf16".
+        """
+        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        # Its method alone: as an attribute the copy itself would be a part of this module, and of checkpoints.
+        self.evaluate = InferenceNetwork(self.network, dtype).forward
+
+    def on_validation_start(self) -> None:
+        """Make what evaluates."""
+        self.prepare_evaluation(self.trainer.precision)
+
+    def on_predict_start(self) -> None:
+        """Make what evaluates."""
+        self.prepare_evaluation(self.trainer.precision)
+
+    @staticmethod
+    def _loss(logits: Logits, batch: PatchBatch) -> StepOutput:
         return {"loss": binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype)), "logits": logits}
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
         """Compute the loss of a batch to learn from."""
-        return self._loss(batch)
+        return self._loss(self._learn(batch.patches), batch)
 
     def validation_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
         """Gather loss and scores of a batch."""
-        output = self._loss(batch)
+        output = self._loss(self.evaluate(batch.patches), batch)
         self.val_loss.update(output["loss"], len(batch.labels))
-        # In float32 also under autocast: a score in bfloat16 has 8 bits, and ties change the AUROC.
-        self.val_metrics.update(output["logits"].float().sigmoid(), batch.labels)
+        self.val_metrics.update(output["logits"].sigmoid(), batch.labels)
         return output
 
     def on_validation_epoch_end(self) -> None:
@@ -100,7 +132,7 @@ class PatchClassifier(LightningModule):
 
     def predict_step(self, batch: PatchBatch, batch_idx: int) -> PredictOutput:
         """Compute logits."""
-        return {"logits": self(batch.patches).float(), "indices": batch.indices}
+        return {"logits": self.evaluate(batch.patches), "indices": batch.indices}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Set up what the config names, over the parameters that train.

@@ -3,10 +3,10 @@
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from torchmetrics import MeanMetric
 
 from pcam.patches import PatchBatch
 from pcam.training.classifier import StepOutput
+from pcam.training.mean_loss import MeanLoss
 
 
 class TrainLoss(Callback):
@@ -17,7 +17,7 @@ class TrainLoss(Callback):
     """
 
     def __init__(self) -> None:
-        self._loss = MeanMetric(nan_strategy=float("nan"))  # NaN stays NaN, as in PatchClassifier
+        self._loss = MeanLoss()
         self._loss.persistent(True)
 
     def state_dict(self) -> dict[str, Any]:

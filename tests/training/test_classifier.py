@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
 from torch import nn
 
 from pcam.data import PCamDataModule
-from pcam.models import BaselineCNN
+from pcam.models import BaselineCNN, MobileNetV2
 from pcam.training import PatchClassifier
+from pcam.training.mean_loss import MeanLoss
 
 
 def test_metrics_are_exact_over_the_whole_split(patch_root: Path, cache_dir: Path) -> None:
@@ -67,3 +68,70 @@ def test_only_what_learns_goes_to_the_optimizer() -> None:
     optimizer = PatchClassifier(network, torch.optim.SGD).configure_optimizers()
     assert isinstance(optimizer, torch.optim.SGD)
     assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+def train_losses(root: Path, cache_dir: Path, network: nn.Module) -> list[float]:
+    """The loss of each of four steps at a constant learning rate, then that of the valid split."""
+    losses: list[float] = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *args: object) -> None:
+            losses.append(outputs["loss"].item())
+
+    classifier = PatchClassifier(network, lambda parameters: torch.optim.SGD(parameters, lr=1e-4))
+    trainer = Trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_steps=4,
+        accelerator="cpu", callbacks=[Losses()], num_sanity_val_steps=0, val_check_interval=4,
+        check_val_every_n_epoch=None,
+    )  # fmt: skip
+    trainer.fit(classifier, PCamDataModule(root, batch_size=16, cache_dir=cache_dir))
+    return [*losses, trainer.callback_metrics["val/loss"].item()]
+
+
+def seeded(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return BaselineCNN() if kind == "BaselineCNN" else MobileNetV2(weights=None, dropout=0.0)
+
+
+class Plain(nn.Module):
+    """The same network without what makes it fast: contiguous memory, ReLU6 in place."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.contiguous_format)
+        for module in self.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = True
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        normalization = self.network.normalization
+        features = self.network.features((patches.contiguous().float() - normalization.mean) / normalization.std)
+        pooled = features.mean((2, 3)) if isinstance(self.network, MobileNetV2) else features
+        return self.network.head(pooled).flatten()
+
+
+@pytest.mark.parametrize("kind", ["BaselineCNN", "MobileNetV2"])
+def test_the_fast_path_gives_the_losses_of_the_plain_one(
+    kind: str, patch_root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = train_losses(patch_root, cache_dir, seeded(kind))
+    monkeypatch.setattr(PatchClassifier, "prepare_evaluation", lambda self, precision: None)
+    plain = train_losses(patch_root, cache_dir, Plain(seeded(kind)))
+    assert len(fast) == 5
+    assert fast == pytest.approx(plain, rel=1e-3)
+
+
+def test_what_evaluates_is_no_part_of_a_checkpoint(patch_root: Path, cache_dir: Path) -> None:
+    classifier = PatchClassifier(BaselineCNN(), torch.optim.SGD)
+    before = set(classifier.state_dict())
+    classifier.prepare_evaluation("32-true")
+    assert set(classifier.state_dict()) == before
+
+
+def test_a_loss_that_is_nan_makes_the_mean_nan_and_batches_count_by_their_size() -> None:
+    mean = MeanLoss()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert mean.compute() == 2
+    mean.update(torch.tensor(float("nan")), 1)
+    assert mean.compute().isnan()
