@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, Protocol, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import torch
 from jsonargparse import ActionYesNo
@@ -31,6 +31,7 @@ from pcam.data import PCamDataModule
 from pcam.errors import StoppedError, UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.memory import keep_freed_memory
+from pcam.models.inference import Precision
 from pcam.patches import SplitName
 from pcam.run_folder import CheckpointName, ResumeName, RunFolder
 from pcam.training import PatchClassifier
@@ -62,9 +63,6 @@ class DataPlace:
 
 AS_TRAINED: Final = DataPlace()
 """The data that the run was trained on."""
-
-Precision = Literal["32-true", "bf16-mixed"]
-"""What a trained network evaluates in."""
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 """What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota."""
@@ -150,6 +148,9 @@ def run_subcommand(description: str, functions: Mapping[str, Callable[..., None]
     for name, function in functions.items():
         subparser = Parser(description=(function.__doc__ or "").partition("\n")[0])
         subparser.add_function_arguments(function, as_positional=True)
+        for action in subparser._actions:
+            if action.default is False:  # a switch: named alone it is on
+                action.nargs, action.const = "?", True
         subcommands.add_subcommand(name, subparser)
     config = parser.instantiate(parser.parse_args(args))
     functions[config.command](**config[config.command])

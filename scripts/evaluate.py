@@ -14,7 +14,6 @@ from pcam.cli import (
     DataPlace,
     Parser,
     PCamCLI,
-    Precision,
     check_same_patches,
     front_door,
     load_run,
@@ -24,6 +23,7 @@ from pcam.evaluation.metrics import Choices, measure
 from pcam.evaluation.predictions import SymmetryAverage, average_scores, check_finite
 from pcam.evaluation.report import System, compare, print_details, write_results
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
+from pcam.models.inference import Precision
 from pcam.patches import SplitName
 from pcam.run_folder import CheckpointName, RunFolder, run_names
 

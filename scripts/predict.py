@@ -25,11 +25,12 @@ from rich.progress import MofNCompleteColumn, Progress
 from scipy.special import expit
 
 from pcam.atomic import atomic_path
-from pcam.cli import Arguments, Parser, Precision, front_door, load_run
+from pcam.cli import Arguments, Parser, front_door, load_run
 from pcam.data.inputs import count_inputs, listed_paths, read_inputs
 from pcam.errors import UserError
 from pcam.evaluation.predictions import check_finite
 from pcam.evaluation.tiles import CELL_SIZE, Classify, open_image, overlay_figure, score_map
+from pcam.models.inference import Precision
 from pcam.patches import MICROMETRES_PER_PIXEL, PatchArray
 from pcam.run_folder import CheckpointName, RunFolder
 

@@ -1,11 +1,18 @@
 """The benchmark runs and reports; how fast it is here says nothing."""
 
 import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import load_script
+from pcam.benchmark.race import Stopwatch, race
+from pcam.errors import UserError
+from tests.conftest import COUNTS, REPOSITORY, load_script
 
 benchmark = load_script("benchmark").main
 
@@ -23,3 +30,79 @@ def test_reading_is_compared_with_torchvision(
     assert all(len(row["patches_per_second"]) == 2 for row in rows.values())
     assert rows["packed store"]["ours_is_times_faster"] == 1
     assert "torchvision PCAM" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # starts three processes
+def test_training_is_compared_with_plain_code_and_the_ceiling(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "figures.json"
+    benchmark([
+        "train", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--batch_size", "8",
+        "--steps", "2", "--rounds", "2", "--device", "cpu", "--output", str(output),
+    ])  # fmt: skip
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == ["ours", "plain", "ceiling"]
+    for row in rows.values():
+        assert [turn["patches"] for turn in row["rounds"]] == [16, 16]
+        assert all(turn["seconds"] > 0 for turn in row["rounds"])
+    assert all(0 < turn["facts"]["data_wait"] < 1 for turn in rows["ours"]["rounds"])
+    if sys.platform == "linux":
+        assert all(row["anonymous_bytes"] > 1e8 for row in rows.values())
+    assert "ceiling" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # starts three processes
+def test_evaluation_is_compared_at_the_same_auroc(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    benchmark([
+        "evaluate", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--batch_size", "8",
+        "--rounds", "1", "--device", "cpu", "--output", str(output),
+    ])  # fmt: skip
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == ["ours", "ours, bfloat16", "plain"]
+    auroc = {name: row["rounds"][0]["facts"]["auroc"] for name, row in rows.items()}
+    assert auroc["ours"] == pytest.approx(auroc["plain"], abs=1e-6)
+    assert all(row["rounds"][0]["patches"] == sum(COUNTS["valid"]) for row in rows.values())
+
+
+@pytest.mark.slow  # starts two processes, and paints
+def test_memory_is_measured_over_more_patches_than_there_are(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    benchmark(["memory", "--counts", "[64, 1500]", "--steps", "1", "--rounds", "1", "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == ["64 patches", "1,500 patches"]
+
+
+def test_a_gpu_that_is_not_there_is_said(
+    patch_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="1"):
+        benchmark(["train", "--data.root", str(patch_root), "--device", "cuda"])
+    assert "Expected a GPU" in capsys.readouterr().err
+
+
+def fail(reason: Exception, stopwatch: Stopwatch) -> None:
+    raise reason
+
+
+def end_process(stopwatch: Stopwatch) -> None:
+    os._exit(9)
+
+
+@pytest.mark.parametrize(
+    ("contestant", "error", "message"),
+    [
+        (partial(fail, UserError("Expected what can be had.")), UserError, "Expected what can be had"),
+        (partial(fail, ZeroDivisionError()), RuntimeError, "one failed"),
+        (end_process, UserError, "'one' to run to its end"),
+    ],
+)
+def test_a_contestant_that_fails_ends_the_race(
+    contestant: Callable[[Stopwatch], None], error: type[Exception], message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the processes find this module
+    with pytest.raises(error, match=message):
+        race({"one": contestant}, 1, torch.device("cpu"), tmp_path)

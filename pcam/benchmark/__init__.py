@@ -1,0 +1,1 @@
+"""Races against what others do, which `scripts/benchmark.py` runs."""

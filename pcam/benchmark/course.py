@@ -1,0 +1,43 @@
+"""What all contestants of a race have to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pcam.models.inference import Precision
+
+LR: Final = 0.001
+MOMENTUM: Final = 0.95
+DROPOUT: Final = 0.5
+
+WARMUP_STEPS: Final = 8
+"""Steps before the first turn: buffers are taken, kernels chosen, and with torch.compile made."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all contestants of a race have to do.
+
+    Args:
+        root: Folder with the patches, in any form.
+        class_folders: The same patches in class folders, for those that read no other form.
+        cache_dir: Folder for the packed stores; None is the user's cache folder.
+        folder: For what they write.
+        accelerator: "cpu" or "cuda".
+        batch_size: Patches a batch.
+        steps: Steps a turn, in training.
+        rounds: Turns.
+        precision: What ours and the ceiling compute in.
+        weights: State dict of a `MobileNetV2`, for evaluation.
+    """
+
+    root: Path
+    class_folders: Path
+    cache_dir: Path | None
+    folder: Path
+    accelerator: str
+    batch_size: int
+    steps: int
+    rounds: int
+    precision: Precision = "32-true"
+    weights: Path | None = None

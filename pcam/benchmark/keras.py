@@ -1,0 +1,42 @@
+"""The study's own form, in Keras. Imports no Lightning: in one process with TensorFlow 2.21 it ends in LLVM's abort."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pcam.benchmark.course import DROPOUT, LR, MOMENTUM, WARMUP_STEPS, Course
+from pcam.benchmark.race import Stopwatch
+from pcam.extras import import_extra
+
+
+def train_keras(course: Course, stopwatch: Stopwatch) -> None:
+    """Train as the study did: Keras's MobileNetV2, and images that are read file by file into [-1, 1]."""
+    tensorflow = import_extra("tensorflow", "keras")
+    keras = tensorflow.keras
+    applications = keras.applications.mobilenet_v2
+    features = applications.MobileNetV2(input_shape=(96, 96, 3), include_top=False, weights=None, pooling="avg")
+    score = keras.layers.Dense(1, activation="sigmoid")(keras.layers.Dropout(DROPOUT)(features.output))
+    model = keras.Model(features.input, score)
+    model.compile(keras.optimizers.SGD(LR, momentum=MOMENTUM), "binary_crossentropy", metrics=["accuracy"])
+    images = keras.preprocessing.image.ImageDataGenerator(preprocessing_function=applications.preprocess_input)
+    batches = images.flow_from_directory(
+        course.class_folders / "train", (96, 96), batch_size=course.batch_size, class_mode="binary"
+    )
+
+    def end_step(step: int, logs: object) -> None:
+        done = step + 1 - WARMUP_STEPS
+        if done >= 0 and done % course.steps == 0:
+            if done > 0:
+                stopwatch.stop(course.steps * course.batch_size)
+            if done < course.steps * course.rounds:
+                stopwatch.start()
+
+    def endless() -> Iterator[Any]:
+        while True:
+            images, labels = next(batches)
+            if len(labels) == course.batch_size:  # the last batch of a pass is smaller
+                yield images, labels
+
+    signature = (tensorflow.TensorSpec((None, 96, 96, 3)), tensorflow.TensorSpec((None,)))
+    stream = tensorflow.data.Dataset.from_generator(endless, output_signature=signature)
+    turns = keras.callbacks.LambdaCallback(on_train_batch_end=end_step)
+    model.fit(stream, steps_per_epoch=WARMUP_STEPS + course.steps * course.rounds, callbacks=[turns], verbose=0)
