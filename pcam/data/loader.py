@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -65,6 +66,21 @@ class Batches(Sampler[NDArray[np.int64]]):
         yield from batches[start:]
 
 
+class _Announced(Sampler[NDArray[np.int64]]):
+    """The same batches, each announced to the store when the one before it is taken: the disk works meanwhile."""
+
+    def __init__(self, batches: Batches, store: PackedSplit) -> None:
+        self._batches = batches
+        self._store = store
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        for rows, following in pairwise(chain(self._batches, [None])):
+            assert rows is not None
+            if following is not None:
+                self._store.announce(following)
+            yield rows
+
+
 class BatchLoader:
     """An iterable of batches of a packed split, which can resume within an epoch, whatever the number of workers.
 
@@ -83,7 +99,8 @@ class BatchLoader:
         self._loader: DataLoader[PatchBatch] = DataLoader(
             store,  # type: ignore[arg-type]  # a data set whose index is a whole batch of rows
             batch_size=None,
-            sampler=batches,
+            # Worker processes wait for the disk side by side; the training process alone would wait row by row.
+            sampler=batches if num_workers else _Announced(batches, store),
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,

@@ -6,6 +6,7 @@ process shares its pages, forked workers share no HDF5 handle, and any HDF5 tool
 """
 
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -81,7 +82,11 @@ class PackedSplit:
                     raise ValueError(f"it holds an array of shape {shape} for {len(self.labels)} labels")
         except (OSError, KeyError, ValueError) as error:
             raise _unusable(path, error) from error
-        self.patches: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape)
+        with path.open("rb") as opened:
+            self._pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        self.offset: int = offset
+        """Bytes of the file before the first patch."""
+        self.patches: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._pages, offset)
 
     def __reduce__(self) -> tuple[type["PackedSplit"], tuple[Path]]:
         """Travel to a loader's worker as a path: a pickled memmap would carry every patch."""
@@ -104,6 +109,18 @@ class PackedSplit:
             labels=torch.from_numpy(self.labels[rows].astype(np.int64)),
             indices=torch.from_numpy(rows),
         )
+
+    def announce(self, rows: NDArray[np.int64]) -> None:
+        """Have the system read rows from the disk before they are asked for; returns at once.
+
+        Args:
+            rows: Shape (batch,), row numbers.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):  # not every system takes such advice
+            return
+        for start in (self.offset + rows * PATCH_BYTES).tolist():
+            page = start - start % mmap.PAGESIZE
+            self._pages.madvise(mmap.MADV_WILLNEED, page, start + PATCH_BYTES - page)
 
     def ids(self) -> list[str]:
         """The name that each row had in the data set it was packed from."""

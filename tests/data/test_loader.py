@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from pcam.data import PCamDataModule
 from pcam.data.loader import Batches
+from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
 from tests.conftest import COUNTS
 
@@ -106,3 +108,22 @@ def test_reading_batches_leaves_the_global_random_state(datamodule: PCamDataModu
 def test_an_option_out_of_range_is_refused(options: dict[str, int], message: str, patch_root: Path) -> None:
     with pytest.raises(UserError, match=message):
         PCamDataModule(patch_root, **options)
+
+
+def test_each_batch_is_announced_while_the_one_before_it_is_used(
+    datamodule: PCamDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[list[int]] = []
+    announce = PackedSplit.announce
+
+    def record(self: PackedSplit, rows: NDArray[np.int64]) -> None:
+        announced.append(rows.tolist())
+        announce(self, rows)
+
+    monkeypatch.setattr(PackedSplit, "announce", record)
+    taken = []
+    for batch in datamodule.train_dataloader():
+        taken.append(batch.indices.tolist())
+        assert announced == [*taken[1:], *announced[len(taken) - 1 :]]
+        assert len(announced) == min(len(taken), len(datamodule.train_dataloader()) - 1)
+    assert announced == taken[1:]

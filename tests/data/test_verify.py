@@ -142,7 +142,7 @@ def test_packed_stores_are_verified_with_their_data_set(tmp_path: Path) -> None:
         (str(paths[2]), "packed: 40 patches, 42.5% tumour"),
     ]
     assert not faults(findings)
-    offset = data.packed("train").patches.offset
+    offset = data.packed("train").offset
     with paths[0].open("rb+") as file:
         file.seek(offset + 40 * 27_648 + 5)
         byte = file.read(1)[0]
