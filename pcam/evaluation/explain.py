@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from pcam.errors import UserError
 from pcam.evaluation.statistics import Interval, interval, resample_groups
 from pcam.extras import import_extra
 from pcam.patches import CENTRE_START, CENTRE_STOP, PATCH_SIZE, Logits, PatchArray, Patches
@@ -41,18 +42,27 @@ def explain(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]
     Returns:
         The attributions, on the grid of the features (3x3 for MobileNetV2, 6x6 for the baseline CNN), and the logits.
 
+    Raises:
+        UserError: If the network has no such part, as transformers.
+
     Source: Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
     networks", section 3; Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based
     localization", section 3.
     """
     attr = import_extra("captum.attr", "explain")
+    features = getattr(network, "features", None)
+    if features is None:
+        raise UserError(
+            f"Expected a network with a part that computes convolutional features, but {type(network).__name__} has "
+            f"none that is known; explain one of another architecture."
+        )
     logits: list[Tensor] = []
 
     def forward(patches: Tensor) -> Tensor:
         logits.append(network(patches))
         return logits[-1]
 
-    products: Tensor = attr.LayerGradientXActivation(forward, network.features).attribute(patches.float())
+    products: Tensor = attr.LayerGradientXActivation(forward, features).attribute(patches.float())
     return products.detach().sum(dim=1), logits[-1].detach()
 
 

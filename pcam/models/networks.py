@@ -1,19 +1,21 @@
-"""The two networks of the study: MobileNetV2 and the baseline CNN.
+"""The networks: those of the study, MobileNetV2 and the baseline CNN, and every other that torchvision has.
 
-Both take patches with values 0..255 (uint8, or float after augmentation) and normalise them in their first layer, so
+All take patches with values 0..255 (uint8, or float after augmentation) and normalise them in their first layer, so
 whatever feeds them needs to know nothing about it.
 """
 
+from difflib import get_close_matches
 from functools import partial
 from typing import Final, Literal
 
 import torch
+import torchvision
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
+from torchvision.models import SwinTransformer, get_model, list_models, mobilenet_v2
 
 from pcam.errors import UserError
-from pcam.models.weights import load_backbone
-from pcam.patches import Logits, Patches
+from pcam.models.weights import load_weights
+from pcam.patches import PATCH_SIZE, Logits, Patches
 
 NormalizationName = Literal["imagenet", "symmetric", "unit"]
 
@@ -23,6 +25,8 @@ _MEAN_AND_STD: Final[dict[NormalizationName, tuple[tuple[float, ...], tuple[floa
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+
+IMAGENET_CLASSES: Final = 1000
 
 DEFAULT_BN_EPS: Final = 1e-5
 """PyTorch's, with which torchvision's weights were trained."""
@@ -85,8 +89,7 @@ class MobileNetV2(nn.Module):
         freeze: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UserError(f"Expected dropout to be at least 0 and below 1, but found {dropout}.")
+        _check_dropout(dropout)
         if not 0 < bn_momentum <= 1:
             raise UserError(
                 f"Expected bn_momentum to be above 0 and at most 1 (0.1 is PyTorch's default, 0.001 is Keras's 0.999), "
@@ -111,7 +114,7 @@ class MobileNetV2(nn.Module):
         nn.init.zeros_(linear.bias)
         self.head = nn.Sequential(nn.Dropout(dropout), linear)
         if weights is not None:
-            load_backbone(self.features, weights)
+            load_weights(self.features, "mobilenet_v2", weights, prefix="features.", without=["classifier."])
         self.freeze = freeze
         self.features.requires_grad_(not freeze)
         self.to(memory_format=torch.channels_last)
@@ -154,8 +157,7 @@ class BaselineCNN(nn.Module):
 
     def __init__(self, dense: bool = True, dropout: float = 0.0, normalization: NormalizationName = "unit") -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UserError(f"Expected dropout to be at least 0 and below 1, but found {dropout}.")
+        _check_dropout(dropout)
         self.dense = dense
         self.normalization = Normalization(normalization)
         self.features = nn.Sequential(
@@ -211,3 +213,106 @@ class BaselineCNN(nn.Module):
             raise ValueError("Expected a BaselineCNN(dense=False), but this one has dense layers, which fix the size.")
         logits: Tensor = self.head(self._features(images)).squeeze(1)
         return logits
+
+
+class TorchvisionNetwork(nn.Module):
+    """Any classifier of torchvision.models that takes patches of 96x96, with one logit in place of its classes.
+
+    Args:
+        name: torchvision's name of it: "resnet18", "efficientnet_b0", "densenet121", "convnext_tiny".
+        weights: Where it starts from: a name of its weights ("IMAGENET1K_V1" or "DEFAULT", downloaded at first use), a
+            path to a state dict, with its last layer or without, or null for random.
+        dropout: Probability, 0 to below 1, with which each feature before the last layer is dropped in training; takes
+            the place of the network's own dropout there.
+        normalization: How pixel values enter: "imagenet" (what torchvision's weights were trained with), "symmetric"
+            ([-1, 1]) or "unit" ([0, 1]).
+    """
+
+    def __init__(
+        self, name: str, weights: str | None, dropout: float = 0.0, normalization: NormalizationName = "imagenet"
+    ) -> None:
+        super().__init__()
+        _check_dropout(dropout)
+        if name not in list_models(module=torchvision.models):
+            near = get_close_matches(name, list_models(module=torchvision.models), n=3, cutoff=0.4)
+            raise UserError(
+                f"Expected the name of a classifier of torchvision.models, but found '{name}'; "
+                f"{'near it are ' + ', '.join(near) if near else 'torchvision.models.list_models() names them'}."
+            )
+        # Two networks have outputs beside the last one, for training alone.
+        options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        self.normalization = Normalization(normalization)
+        self.network = get_model(name, **options)
+        last = [path for path, layer in self.network.named_modules() if _outputs(layer) == IMAGENET_CLASSES][-1]
+        if weights is not None:
+            load_weights(self.network, name, weights, without=[f"{last}.", "aux1.", "aux2.", "AuxLogits."])
+        self._replace(last, dropout)
+        self.to(memory_format=torch.channels_last)
+        self._try()
+
+    def _replace(self, path: str, dropout: float) -> None:
+        """Put one output in the place of the classes."""
+        layer = self.network.get_submodule(path)
+        place, _, name = path.rpartition(".")
+        parent = self.network.get_submodule(place)
+        new: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            new = nn.Conv2d(layer.in_channels, 1, 1)
+        else:
+            assert isinstance(layer, nn.Linear)
+            new = nn.Linear(layer.in_features, 1)
+        layers = list(parent.children())
+        before = layers[layers.index(layer) - 1] if isinstance(parent, nn.Sequential) else None
+        if isinstance(before, nn.Dropout):
+            before.p = dropout
+        else:
+            new = nn.Sequential(nn.Dropout(dropout), new)
+        setattr(parent, name, new)
+        if layers[-1] is not layer and isinstance(layers[layers.index(layer) + 1], nn.ReLU):
+            # SqueezeNet's: a logit may be negative.
+            setattr(parent, [*parent._modules][layers.index(layer) + 1], nn.Identity())
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Refuse a network that does not take patches, before anything else is done with it."""
+        try:
+            self.eval()(torch.zeros(2, 3, PATCH_SIZE, PATCH_SIZE))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"Expected a network that takes patches of {PATCH_SIZE}x{PATCH_SIZE}, but "
+                f"{type(self.network).__name__} does not ({' '.join(str(error).split())}); take another."
+            ) from error
+        self.train()
+
+    @property
+    def features(self) -> nn.Module:
+        """What computes the last convolutional features, where the network has such a part."""
+        for name in ("features", "layer4"):
+            # A SwinTransformer's have their channels last.
+            if hasattr(self.network, name) and not isinstance(self.network, SwinTransformer):
+                part: nn.Module = getattr(self.network, name)
+                return part
+        raise AttributeError(f"{type(self.network).__name__} has no part that computes convolutional features")
+
+    def forward(self, patches: Patches) -> Logits:
+        """Compute logits.
+
+        Args:
+            patches: Shape (batch, 3, 96, 96), values 0..255.
+
+        Returns:
+            Shape (batch,).
+        """
+        logits: Tensor = self.network(self.normalization(patches.contiguous(memory_format=torch.channels_last)))
+        return logits.flatten()
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise UserError(f"Expected dropout to be at least 0 and below 1, but found {dropout}.")

@@ -1,62 +1,69 @@
 """Pretrained weights, by torchvision's name or from a file."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights
+from torchvision.models import WeightsEnum, get_model_weights
 
 from pcam.errors import UserError
 
 
-def load_backbone(features: nn.Sequential, weights: str) -> None:
-    """Load pretrained weights into the convolutional part of a MobileNetV2.
+def load_weights(part: nn.Module, network: str, weights: str, *, prefix: str = "", without: Sequence[str] = ()) -> None:
+    """Load pretrained weights into a network of torchvision, or the part of it that is kept.
 
     Args:
-        features: The `features` of torchvision's MobileNetV2; changed in place.
-        weights: One of torchvision's names ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT"), or a path to a state dict
-            with keys `features.*`, with or without `classifier.*`.
+        part: What gets them; changed in place.
+        network: torchvision's name of the network ("mobilenet_v2").
+        weights: One of torchvision's names of that network's weights ("IMAGENET1K_V1", "DEFAULT"), or a path to a state
+            dict.
+        prefix: What the state dict has before the names that `part` has.
+        without: Names or beginnings of names, with the prefix, that are not loaded, whether they are there or not.
 
     Raises:
         UserError: If the weights cannot be downloaded, read, or do not fit.
     """
-    state = _download(weights) if weights in MobileNet_V2_Weights.__members__ else _read(Path(weights).expanduser())
-    prefix = "features."
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    expected = features.state_dict()
+    known = get_model_weights(network)
+    if weights in known.__members__:
+        state = _download(network, known[weights])
+    else:
+        state = _read(Path(weights).expanduser(), list(known.__members__))
+    kept = {key: value for key, value in state.items() if key.startswith(prefix) and not key.startswith(tuple(without))}
+    found = {key.removeprefix(prefix): value for key, value in kept.items()}
+    expected = {key: value for key, value in part.state_dict().items() if not (prefix + key).startswith(tuple(without))}
     # An old state dict has no counter of batches; it plays no part in what the network computes.
     missing = sorted(key for key in expected if key not in found and not key.endswith("num_batches_tracked"))
     misshapen = sorted(key for key, value in found.items() if key in expected and value.shape != expected[key].shape)
     unknown = sorted(key for key in found if key not in expected)
     for complaint, keys in (("misses", missing), ("has in another shape", misshapen), ("has besides", unknown)):
         if keys:
+            named = f" with keys '{prefix}*'" if prefix else ""
             raise UserError(
-                f"Expected weights of torchvision's MobileNetV2 with keys 'features.*', but {weights} {complaint} "
+                f"Expected weights of torchvision's {network}{named}, but {weights} {complaint} "
                 f"{len(keys)} of them, for instance '{prefix}{keys[0]}'; correct --model.network.weights."
             )
-    features.load_state_dict(found, strict=False)
+    part.load_state_dict(found, strict=False)
 
 
-def _download(name: str) -> Mapping[str, Tensor]:
+def _download(network: str, weights: WeightsEnum) -> Mapping[str, Tensor]:
     try:
-        state: Mapping[str, Tensor] = MobileNet_V2_Weights[name].get_state_dict(progress=True, check_hash=True)
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"Expected to download the weights '{name}' of MobileNetV2 through torchvision, but could not "
+            f"Expected to download the weights '{weights.name}' of {network} through torchvision, but could not "
             f"({error}); give a local copy with --model.network.weights FILE."
         ) from error
     return state
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path, names: Sequence[str]) -> Mapping[str, Tensor]:
     if not path.is_file():
-        names = ", ".join(MobileNet_V2_Weights.__members__)
         raise UserError(
-            f"Expected weights by one of torchvision's names ({names}) or a file, but there is no file {path}; "
-            f"correct --model.network.weights."
+            f"Expected weights by one of torchvision's names ({', '.join(names)}) or a file, but there is no file "
+            f"{path}; correct --model.network.weights."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pcam.errors import UserError
 from pcam.evaluation.explain import CHANCE, CentreShare, centre_share, explain, overlay_sheet
 from pcam.models import BaselineCNN, MobileNetV2
 
@@ -162,3 +163,8 @@ def test_each_patch_has_a_square_round_its_centre_on_both_pictures() -> None:
     figure = overlay_sheet(pages(noise(1)), torch.ones(1, 3, 3), np.array([0.5]), [None])
     corners = {(square.get_x(), square.get_y(), square.get_width()) for square in figure.axes[0].patches}
     assert corners == {(4 + 31.5, 14 + 31.5, 32), (100 + 31.5, 14 + 31.5, 32)}
+
+
+def test_a_network_without_convolutional_features_is_refused() -> None:
+    with pytest.raises(UserError, match="but Linear has none that is known"):
+        explain(nn.Linear(3, 1), torch.zeros(1, 3, 96, 96))
