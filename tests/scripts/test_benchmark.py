@@ -91,6 +91,7 @@ def end_process(stopwatch: Stopwatch) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow  # starts a process each
 @pytest.mark.parametrize(
     ("contestant", "error", "message"),
     [

@@ -133,6 +133,7 @@ def test_tta_averages_the_scores_of_the_eight_symmetries(run: Path) -> None:
     assert found[store.ids()].to_numpy() == pytest.approx(scores.numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_and_averaged(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     evaluate([*map(str, runs), "--ensemble"])
     output = runs[0] / "evaluation" / "valid_comparison"
@@ -154,6 +155,7 @@ def test_several_runs_are_compared_and_averaged(runs: list[Path], capsys: pytest
     assert all(name in said for name in names)
 
 
+@pytest.mark.slow
 def test_re_estimated_batch_norm_is_measured_beside_the_run(mobilenet_run: Path) -> None:
     checkpoint = (mobilenet_run / "checkpoints" / "best.ckpt").read_bytes()
     evaluate([str(mobilenet_run), "--reestimate_bn"])
