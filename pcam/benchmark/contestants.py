@@ -23,13 +23,11 @@ from pcam.cli import PCamCLI
 from pcam.data import PCamDataModule
 from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2
+from pcam.models.networks import MEAN_AND_STD
 from pcam.patches import SplitName
 
 CONFIG: Final = Path(__file__).parents[2] / "configs" / "random_dropout.yaml"
 """The training that is measured: MobileNetV2, dropout 0.5, SGD. Which weights it starts from changes no speed."""
-
-IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class Turns(Callback):
@@ -118,10 +116,9 @@ def train_ceiling(course: Course, compiled: bool, stopwatch: Stopwatch) -> None:
     """Take the same steps with the same network, on one batch that never moves."""
     keep_freed_memory()
     device = torch.device(course.accelerator)
-    (patches, labels, _), *_ = PCamDataModule(course.root, course.batch_size, cache_dir=course.cache_dir).loader(
-        "train"
-    )
-    patches, labels = patches.to(device), labels.to(device).float()
+    data = PCamDataModule(course.root, course.batch_size, cache_dir=course.cache_dir)
+    batch = next(iter(data.loader("train")))
+    patches, labels = batch.patches.to(device), batch.labels.to(device).float()
     network = MobileNetV2(weights=None, dropout=DROPOUT).to(device).train()
     forward = torch.compile(network.forward) if compiled else network.forward
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
@@ -184,7 +181,7 @@ class PlainClassifier(LightningModule):
 
 def plain_images(course: Course, split: SplitName, *, shuffle: bool) -> DataLoader[Any]:
     """Read a split's class folders as torchvision does."""
-    transform = Compose([ToTensor(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    transform = Compose([ToTensor(), Normalize(*MEAN_AND_STD["imagenet"])])
     return DataLoader(ImageFolder(str(course.class_folders / split), transform), course.batch_size, shuffle=shuffle)
 
 

@@ -19,7 +19,7 @@ from pcam.patches import PATCH_SIZE, Logits, Patches
 
 NormalizationName = Literal["imagenet", "symmetric", "unit"]
 
-_MEAN_AND_STD: Final[dict[NormalizationName, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+MEAN_AND_STD: Final[dict[NormalizationName, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     # Source: torchvision's weights, `MobileNet_V2_Weights.IMAGENET1K_V1.transforms()`.
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -44,7 +44,7 @@ class Normalization(nn.Module):
 
     def __init__(self, name: NormalizationName) -> None:
         super().__init__()
-        mean, std = _MEAN_AND_STD[name]
+        mean, std = MEAN_AND_STD[name]
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 

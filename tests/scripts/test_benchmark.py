@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +18,17 @@ from tests.conftest import COUNTS, REPOSITORY, load_script
 benchmark = load_script("benchmark").main
 
 
+def figures(output: Path, *words: str | Path) -> dict[str, Any]:
+    """Run a benchmark; what it wrote of each contestant."""
+    benchmark([*map(str, words), "--output", str(output)])
+    return json.loads(output.read_text())["rows"]
+
+
 def test_reading_is_compared_with_torchvision(
     patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "figures.json"
-    benchmark([
-        "data", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--rounds", "2",
-        "--output", str(output),
-    ])  # fmt: skip
-    rows = json.loads(output.read_text())["rows"]
+    place = ("--data.root", patch_root, "--data.cache_dir", cache_dir)
+    rows = figures(tmp_path / "figures.json", "data", *place, "--rounds", "2")
     assert list(rows) == ["packed store", "torchvision ImageFolder", "torchvision PCAM"]
     assert all(len(row["patches_per_second"]) == 2 for row in rows.values())
     assert rows["packed store"]["ours_is_times_faster"] == 1
@@ -36,12 +39,10 @@ def test_reading_is_compared_with_torchvision(
 def test_training_is_compared_with_plain_code_and_the_ceiling(
     patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "figures.json"
-    benchmark([
-        "train", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--batch_size", "8",
-        "--steps", "2", "--rounds", "2", "--device", "cpu", "--output", str(output),
-    ])  # fmt: skip
-    rows = json.loads(output.read_text())["rows"]
+    rows = figures(
+        tmp_path / "figures.json", "train", "--data.root", patch_root, "--data.cache_dir", cache_dir,
+        "--batch_size", "8", "--steps", "2", "--rounds", "2", "--device", "cpu",
+    )  # fmt: skip
     assert list(rows) == ["ours", "plain", "ceiling"]
     for row in rows.values():
         assert [turn["patches"] for turn in row["rounds"]] == [16, 16]
@@ -54,12 +55,10 @@ def test_training_is_compared_with_plain_code_and_the_ceiling(
 
 @pytest.mark.slow  # starts three processes
 def test_evaluation_is_compared_at_the_same_auroc(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
-    benchmark([
-        "evaluate", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--batch_size", "8",
-        "--rounds", "1", "--device", "cpu", "--output", str(output),
-    ])  # fmt: skip
-    rows = json.loads(output.read_text())["rows"]
+    rows = figures(
+        tmp_path / "figures.json", "evaluate", "--data.root", patch_root, "--data.cache_dir", cache_dir,
+        "--batch_size", "8", "--rounds", "1", "--device", "cpu",
+    )  # fmt: skip
     assert list(rows) == ["ours", "ours, bfloat16", "plain"]
     auroc = {name: row["rounds"][0]["facts"]["auroc"] for name, row in rows.items()}
     assert auroc["ours"] == pytest.approx(auroc["plain"], abs=1e-6)
@@ -68,9 +67,7 @@ def test_evaluation_is_compared_at_the_same_auroc(patch_root: Path, cache_dir: P
 
 @pytest.mark.slow  # starts two processes, and paints
 def test_memory_is_measured_over_more_patches_than_there_are(tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
-    benchmark(["memory", "--counts", "[64, 1500]", "--steps", "1", "--rounds", "1", "--output", str(output)])
-    rows = json.loads(output.read_text())["rows"]
+    rows = figures(tmp_path / "figures.json", "memory", "--counts", "[64, 1500]", "--steps", "1", "--rounds", "1")
     assert list(rows) == ["64 patches", "1,500 patches"]
 
 
