@@ -375,6 +375,7 @@ class PCamCLI(LightningCLI):
             "seed": self.config.seed_everything,
             "batch_size": data.batch_size,
             "augmentation": data.augmentation,
+            "stain_jitter": data.stain_jitter,
             "max_steps": self.config.trainer.max_steps,
         }
         for part in ("network", "optimizer", "scheduler"):

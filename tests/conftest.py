@@ -12,7 +12,14 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Before the package is first imported: checks every shape where tensors cross from module to module.
-TENSOR_MODULES = ["pcam.data.augment", "pcam.models", "pcam.training.classifier", "pcam.evaluation"]
+TENSOR_MODULES = [
+    "pcam.data.augment",
+    "pcam.data.draws",
+    "pcam.data.stain",
+    "pcam.models",
+    "pcam.training.classifier",
+    "pcam.evaluation",
+]
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 
 REPOSITORY = Path(__file__).parent.parent

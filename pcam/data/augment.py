@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pcam.data.draws import Codes, draw_bits
 from pcam.patches import Indices, Patches
 
 Augmentation = Literal["none", "flips", "d4"]
@@ -16,9 +17,6 @@ Augmentation = Literal["none", "flips", "d4"]
 
 def augment(patches: Patches, indices: Indices, augmentation: Augmentation, *, seed: int, epoch: int) -> Patches:
     """Give each patch its own random symmetry of the square.
-
-    The symmetry is a function of (seed, epoch, index), so a resumed run, any batch size, any device and any number of
-    processes see the same.
 
     Args:
         patches: Shape (batch, 3, size, size), any dtype.
@@ -33,7 +31,7 @@ def augment(patches: Patches, indices: Indices, augmentation: Augmentation, *, s
     """
     if augmentation == "none":
         return patches
-    codes = _hash(indices ^ _hash(torch.tensor(epoch) ^ _hash(torch.tensor(seed))).item())
+    codes = draw_bits(indices, seed=seed, epoch=epoch)
     patches = torch.where(_bit(codes, 0), patches.flip(3), patches)
     patches = torch.where(_bit(codes, 1), patches.flip(2), patches)
     if augmentation == "d4":
@@ -41,22 +39,5 @@ def augment(patches: Patches, indices: Indices, augmentation: Augmentation, *, s
     return patches
 
 
-def _bit(codes: Tensor, position: int) -> Tensor:
+def _bit(codes: Codes, position: int) -> Tensor:
     return ((codes >> position) & 1).bool().view(-1, 1, 1, 1)
-
-
-def _hash(keys: Tensor) -> Tensor:
-    """Scramble int64 keys so that neighbouring keys give unrelated bits.
-
-    Source: the finalizer of splitmix64, Steele et al. 2014, "Fast splittable pseudorandom number generators",
-    figure 16. Its constants are written as signed integers; products wrap round.
-    """
-    keys = keys + -7046029254386353131  # 0x9e3779b97f4a7c15
-    keys = (keys ^ _shift_right(keys, 30)) * -4658895280553007687  # 0xbf58476d1ce4e5b9
-    keys = (keys ^ _shift_right(keys, 27)) * -7723592293110705685  # 0x94d049bb133111eb
-    return keys ^ _shift_right(keys, 31)
-
-
-def _shift_right(keys: Tensor, bits: int) -> Tensor:
-    """Shift without the sign, which `>>` on int64 would copy in from the left."""
-    return (keys >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,7 +1,7 @@
 """Loaders of whole batches, whose position can be saved and restored."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 
 import numpy as np
@@ -91,9 +91,16 @@ class BatchLoader:
         store: The packed split.
         batches: Which rows make a batch.
         num_workers: Processes that read batches; 0 is the calling process.
+        change: What is done to each batch before it is given; None gives it as it lies in the store.
     """
 
-    def __init__(self, store: PackedSplit, batches: Batches, num_workers: int) -> None:
+    def __init__(
+        self,
+        store: PackedSplit,
+        batches: Batches,
+        num_workers: int,
+        change: Callable[[PatchBatch], PatchBatch] | None = None,
+    ) -> None:
         self.sampler = batches  # Lightning tells it the epoch
         self.batch_sampler = None  # as in a DataLoader whose sampler yields batches; Lightning asks
         self._loader: DataLoader[PatchBatch] = DataLoader(
@@ -108,6 +115,7 @@ class BatchLoader:
             # what dropout draws afterwards.
             generator=torch.Generator().manual_seed(0),
         )
+        self._change = change
         self._batches_given = 0
 
     def __len__(self) -> int:
@@ -117,7 +125,7 @@ class BatchLoader:
         self._batches_given = self.sampler.start
         for batch in self._loader:
             self._batches_given += 1
-            yield batch
+            yield batch if self._change is None else self._change(batch)
 
     def state_dict(self) -> dict[str, int]:
         """The position, in batches given in this epoch; after an epoch's last batch, the start of the next."""

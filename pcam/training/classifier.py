@@ -14,7 +14,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAvera
 
 from pcam.errors import UserError
 from pcam.models.inference import InferenceNetwork
-from pcam.patches import Logits, PatchBatch, Patches
+from pcam.patches import Labels, Logits, PatchBatch, Patches
 from pcam.training.mean_loss import MeanLoss
 
 
@@ -42,11 +42,47 @@ class PredictOutput(TypedDict):
     indices: Tensor
 
 
+class Validation(nn.Module):
+    """What is measured over a whole split: loss, accuracy, AUROC and average precision.
+
+    Args:
+        prefix: What their names begin with.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.loss = MeanLoss()
+        # Unchecked: a check of labels and scores waits for the device, at each batch.
+        self.metrics = MetricCollection(
+            {
+                "accuracy": BinaryAccuracy(validate_args=False),
+                "auroc": BinaryAUROC(validate_args=False),
+                "average_precision": BinaryAveragePrecision(validate_args=False),
+            },
+            prefix=prefix,
+        )
+
+    def update(self, output: StepOutput, labels: Labels) -> None:
+        """Add a batch. The metrics see scores (probabilities), never logits."""
+        self.loss.update(output["loss"], len(labels))
+        self.metrics.update(output["logits"].sigmoid(), labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Finish, and start anew; nothing if there was no batch."""
+        if not self.loss.update_called:
+            return {}
+        values = {f"{self.prefix}loss": self.loss.compute(), **self.metrics.compute()}
+        self.loss.reset()
+        self.metrics.reset()
+        return values
+
+
 class PatchClassifier(LightningModule):
     """Train and validate a network on patches.
 
     Logs `val/loss`, `val/accuracy`, `val/auroc` and `val/average_precision`, exact and over the whole split, at each
-    validation. The metrics see scores (probabilities), never logits.
+    validation, and the same as `val_shifted/loss` and so on if the data have stain shifts.
 
     Args:
         network: Patches in (shape (batch, 3, 96, 96), values 0..255), logits out (shape (batch,)).
@@ -64,16 +100,8 @@ class PatchClassifier(LightningModule):
         self._learn: Callable[[Patches], Logits] = self.forward
         self.evaluate: Callable[[Patches], Logits] = self.forward
         """What validation and prediction compute logits with; fast once `prepare_evaluation` has been called."""
-        self.val_loss = MeanLoss()
-        # Unchecked: a check of labels and scores waits for the device, at each batch.
-        self.val_metrics = MetricCollection(
-            {
-                "accuracy": BinaryAccuracy(validate_args=False),
-                "auroc": BinaryAUROC(validate_args=False),
-                "average_precision": BinaryAveragePrecision(validate_args=False),
-            },
-            prefix="val/",
-        )
+        self.validation = Validation("val/")
+        self.shifted_validation = Validation("val_shifted/")
 
     def forward(self, patches: Patches) -> Logits:
         """Compute logits, shape (batch,), of patches, shape (batch, 3, 96, 96), values 0..255."""
@@ -110,11 +138,11 @@ class PatchClassifier(LightningModule):
         """Compute the loss of a batch to learn from."""
         return self._loss(self._learn(batch.patches), batch)
 
-    def validation_step(self, batch: PatchBatch, batch_idx: int) -> StepOutput:
-        """Gather loss and scores of a batch."""
+    def validation_step(self, batch: PatchBatch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
+        """Gather loss and scores of a batch of the split as it is, or with shifted stains (`dataloader_idx` 1)."""
         output = self._loss(self.evaluate(batch.patches), batch)
-        self.val_loss.update(output["loss"], len(batch.labels))
-        self.val_metrics.update(output["logits"].sigmoid(), batch.labels)
+        validation = self.shifted_validation if dataloader_idx else self.validation
+        validation.update(output, batch.labels)
         return output
 
     def on_validation_epoch_end(self) -> None:
@@ -125,10 +153,7 @@ class PatchClassifier(LightningModule):
 
     def compute_validation_metrics(self) -> dict[str, Tensor]:
         """Finish what `validation_step` gathered, and start anew."""
-        values = {"val/loss": self.val_loss.compute(), **self.val_metrics.compute()}
-        self.val_loss.reset()
-        self.val_metrics.reset()
-        return values
+        return {**self.validation.compute(), **self.shifted_validation.compute()}
 
     def predict_step(self, batch: PatchBatch, batch_idx: int) -> PredictOutput:
         """Compute logits."""

@@ -55,8 +55,8 @@ class Curves(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect scores, and the patches of the grid."""
-        if trainer.sanity_checking or not _tensorboards(trainer):
+        """Collect scores and the patches of the grid, of the split as it is."""
+        if trainer.sanity_checking or dataloader_idx > 0 or not _tensorboards(trainer):
             return
         scores = outputs["logits"].float().sigmoid()
         self._scores.update(scores)

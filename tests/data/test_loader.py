@@ -94,7 +94,7 @@ def test_the_splits_are_not_swapped(datamodule: PCamDataModule) -> None:
 def test_reading_batches_leaves_the_global_random_state(datamodule: PCamDataModule) -> None:
     before = torch.get_rng_state()
     list(datamodule.train_dataloader())
-    list(datamodule.val_dataloader())
+    list(*datamodule.val_dataloader())
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, log_loss, r
 from torch import nn
 
 from pcam.data import PCamDataModule
+from pcam.data.stain import StainShift
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.training import PatchClassifier
 from pcam.training.mean_loss import MeanLoss
@@ -29,6 +30,28 @@ def test_metrics_are_exact_over_the_whole_split(patch_root: Path, cache_dir: Pat
     assert found["val/average_precision"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
     assert found["val/accuracy"] == pytest.approx(accuracy_score(labels, scores > 0.5), abs=1e-6)
     assert found["val/loss"] == pytest.approx(log_loss(labels, scores), abs=1e-5)
+    assert not any(name.startswith("val_shifted") for name in found)
+
+
+def test_shifted_stains_are_measured_beside_the_split_as_it_is(patch_root: Path, cache_dir: Path) -> None:
+    torch.manual_seed(0)
+    classifier = PatchClassifier(BaselineCNN(), torch.optim.SGD)
+    shifts = [StainShift(haematoxylin=1.5), StainShift(eosin=0.5)]
+    datamodule = PCamDataModule(patch_root, batch_size=4, cache_dir=cache_dir, stain_shifts=shifts)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    found = {
+        name: value
+        for measured in trainer.validate(classifier, datamodule, verbose=False)
+        for name, value in measured.items()
+    }
+    for shifted, prefix in ((False, "val/"), (True, "val_shifted/")):
+        batches = list(datamodule.loader("valid", shifted=shifted))
+        labels = torch.cat([batch.labels for batch in batches]).numpy()
+        with torch.inference_mode():
+            scores = torch.cat([classifier(batch.patches) for batch in batches]).double().sigmoid().numpy()
+        assert found[f"{prefix}auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+        assert found[f"{prefix}loss"] == pytest.approx(log_loss(labels, scores), abs=1e-5)
+    assert found["val/loss"] != pytest.approx(found["val_shifted/loss"], abs=1e-5)
 
 
 class Saturated(nn.Module):

@@ -1,0 +1,105 @@
+"""Stains: patches as other laboratories would have stained them, on whichever device they are.
+
+Light that passes a section is absorbed by each stain in proportion to its amount, so in optical density, the negative
+logarithm of the transmitted share, the stains add up. Other amounts of haematoxylin and eosin are then a linear map of
+each pixel's three optical densities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcam.data.draws import draw_uniform
+from pcam.errors import UserError
+from pcam.patches import Indices, PatchBatch, Patches
+
+STAINS: Final = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+"""Optical density in red, green and blue of haematoxylin, eosin and DAB, each of length 1. Sections with H&E hold no
+DAB: the third takes what the first two do not explain.
+
+Source: Ruifrok and Johnston 2001, "Quantification of histochemical staining by color deconvolution", table 1.
+"""
+
+Amounts = Float[Tensor, "batch 3"]
+"""A number for each stain of each patch, in the order of `STAINS`."""
+
+
+@dataclass(frozen=True)
+class StainShift:
+    """A laboratory's staining, against that of the patches.
+
+    Args:
+        haematoxylin: Times the amount of haematoxylin, above 0.
+        eosin: Times the amount of eosin, above 0.
+        residual: Times the amount of what neither explains, above 0.
+    """
+
+    haematoxylin: float = 1.0
+    eosin: float = 1.0
+    residual: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(astuple(self)) <= 0:
+            raise UserError(f"Expected the factors of a stain shift to be above 0, but found {self}.")
+
+
+def scale_stains(patches: Patches, factors: Amounts, offsets: Amounts | None = None) -> Patches:
+    """Change the amounts of stain in patches.
+
+    Args:
+        patches: Shape (batch, 3, height, width), values 0..255, any dtype.
+        factors: What each stain's amount is multiplied by.
+        offsets: What is added to it everywhere, in optical density (natural logarithm); None adds nothing.
+
+    Returns:
+        Patches of the same shape, float32, values 0..255.
+    """
+    stains = torch.tensor(STAINS, device=patches.device)
+    # Pixels are columns here: amounts = inverse(stains)^T densities, densities = stains^T amounts.
+    maps = stains.T @ (factors.unsqueeze(2) * torch.linalg.inv(stains).T)
+    densities = torch.log((patches + 1.0) / 256).neg_().flatten(2)
+    added = torch.zeros_like(factors) if offsets is None else offsets @ stains
+    scaled = torch.baddbmm(added.unsqueeze(2), maps, densities)
+    return scaled.neg_().exp_().mul_(256).sub_(1).clamp_(0, 255).view(patches.shape)
+
+
+def jitter_stains(patches: Patches, indices: Indices, strength: float, *, seed: int, epoch: int) -> Patches:
+    """Give each patch its own random amounts of stain.
+
+    Args:
+        patches: Shape (batch, 3, height, width), values 0..255, any dtype.
+        indices: Shape (batch,), the row of each patch in its packed split.
+        strength: Each amount is multiplied by a number between 1 - strength and 1 + strength, and half as much at
+            most, in optical density, is added or taken away; 0 to below 1.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+
+    Returns:
+        Patches of the same shape, float32; the input itself for strength 0.
+
+    Source: Tellez et al. 2018, "Whole-slide mitosis detection in H&E breast histology using PHH3 as a reference", who
+    call it HED jitter.
+    """
+    if strength == 0:
+        return patches
+    draws = strength * draw_uniform(indices, 6, seed=seed, epoch=epoch)
+    return scale_stains(patches, 1 + draws[:, :3], draws[:, 3:] / 2)
+
+
+def shift_stains(batch: PatchBatch, shifts: Sequence[StainShift]) -> PatchBatch:
+    """Give a batch the staining of other laboratories: row i of the split that of number i modulo their count.
+
+    Args:
+        batch: Its patches have values 0..255.
+        shifts: The laboratories, at least one.
+
+    Returns:
+        The batch, its patches as uint8, as a file of theirs would be.
+    """
+    factors = torch.tensor([astuple(shift) for shift in shifts], device=batch.patches.device)
+    shifted = scale_stains(batch.patches, factors[batch.indices % len(shifts)])
+    return batch._replace(patches=shifted.round_().to(torch.uint8))
