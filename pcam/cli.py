@@ -428,17 +428,18 @@ class PCamCLI(LightningCLI):
         print(f"Watch:    tensorboard --logdir {self.config.runs_dir}")
         print(f"Evaluate: python scripts/evaluate.py {self.run.path}")
 
-    def predict(self, split: SplitName) -> Predictions:
+    def predict(self, split: SplitName, *, shifted: bool = False) -> Predictions:
         """Classify every patch of a split once.
 
         Args:
             split: "train", "valid" or "test"; never augmented.
+            shifted: Whether patches have the staining of the data's `stain_shifts`.
 
         Returns:
             The predictions, in the order of the packed store.
         """
         store = self.datamodule.packed(split)
-        batches = self.trainer.predict(self.model, self.datamodule.loader(split))
+        batches = self.trainer.predict(self.model, self.datamodule.loader(split, shifted=shifted))
         logits = torch.cat([output["logits"] for output in cast(list[PredictOutput], batches)]).cpu().numpy()
         return Predictions(store.ids(), store.labels, logits, store.pixel_hashes())
 

@@ -17,7 +17,7 @@ from pcam.errors import UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.models.batch_norm import REESTIMATION_PATCHES, learning_layers, reestimate_batch_norm, write_statistics
 from pcam.run_folder import RunFolder
-from pcam.study.plan import Plan, Reading, Run
+from pcam.study.plan import FIRST_READING, Plan, Reading, Run
 from pcam.study.report import write_report
 from pcam.study.results import write_result
 from pcam.study.runner import Conditions, StudyFolder, execute
@@ -58,7 +58,7 @@ def study(
 
 
 def measure(plan: Plan, run: Run, trained: RunFolder) -> None:
-    """Predict with the last checkpoint, once for each reading of batch norm, and write the result.
+    """Predict with the last checkpoint, once for each reading, and write the result.
 
     Args:
         plan: The study.
@@ -69,7 +69,9 @@ def measure(plan: Plan, run: Run, trained: RunFolder) -> None:
     if plan.arms[run.arm].batch_norm_readings:
         readings = _read_batch_norm(cli, trained, plan)
     else:
-        readings = {"momentum_0.1": cli.predict(plan.split)}
+        readings = {FIRST_READING: cli.predict(plan.split)}
+    if cli.datamodule.stain_shifts:
+        readings["stain_shifted"] = cli.predict(plan.split, shifted=True)
     train = cli.datamodule.packed("train")
     facts = {
         "step": cli.checkpoint_step,

@@ -14,7 +14,7 @@ from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.statistics import SEED, resample_groups
 from pcam.study.inference import Inference
-from pcam.study.plan import READING_NAMES, READINGS, Published, Question, Reading
+from pcam.study.plan import Published, Question, Reading
 from pcam.study.results import RunResult
 
 COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -26,6 +26,7 @@ READING_STYLES: Final[dict[Reading, tuple[str, str]]] = {
     "momentum_0.1": ("#0072B2", "-"),
     "momentum_0.001": ("#D55E00", "--"),
     "reestimated": ("#009E73", "-."),
+    "stain_shifted": ("#CC79A7", ":"),
 }
 
 
@@ -65,11 +66,10 @@ def published_roc_figure(label: str, runs: Sequence[RunResult], published: Publi
     """
     figure = Figure(figsize=(5.5, 6.2), layout="constrained")
     axes = figure.subplots()
-    for reading in _readings(runs):
+    for reading, name in runs[0].reading_names.items():
         color, style = READING_STYLES[reading]
         curve, low, high = _roc(runs, reading)
         aurocs = [run.metrics(reading)["auroc"] for run in runs]
-        name = READING_NAMES[reading] if len(_readings(runs)) > 1 else "ours"
         axes.fill_between(ROC_GRID, low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(ROC_GRID, curve, color=color, linestyle=style, label=f"{name}: {np.mean(aurocs):.3f}")
     axes.plot([], [], linestyle="none", label=f"published: {published.auroc}")
@@ -93,10 +93,9 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     figure = Figure(figsize=(6.2, 4.4), layout="constrained")
     axes = figure.subplots()
     _draw_seeds(axes, [run.curves.set_index("step")["train/loss"].dropna() for run in runs], "training", "#777777", "-")
-    for reading in _readings(runs):
+    for reading, name in runs[0].reading_names.items():
         color, style = READING_STYLES[reading]
-        name = f"validation, {READING_NAMES[reading]}" if len(_readings(runs)) > 1 else "validation"
-        _draw_seeds(axes, [run.validation("loss", reading) for run in runs], name, color, style)
+        _draw_seeds(axes, [run.validation("loss", reading) for run in runs], f"validation, {name}", color, style)
     record = runs[0].record
     axes.axvline(record["train_patches"] / record["batch_size"], color="black", linestyle=":", linewidth=1)
     axes.text(
@@ -113,7 +112,7 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     axes.set(xlabel="step", ylabel="loss (nats)", xlim=(0, None), ylim=(0, None))
     number = None if published is None else published.loss_figure
     axes.set_title(f"Published figure {number}: {label}" if number else label, fontsize=10)
-    top = max(run.validation("loss", reading).max() for run in runs for reading in _readings(runs))
+    top = max(run.validation("loss", reading).max() for run in runs for reading in run.reading_names)
     if top > 1.5:  # else the early losses of momentum 0.001 flatten all others
         axes.set_ylim(0, 1.5)
         axes.text(0.99, 0.97, f"highest: {top:.1f}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
@@ -143,10 +142,6 @@ def forest_figure(answers: Sequence[tuple[Question, Inference, str]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("difference of AUROC, 95 % interval;\ngrey: margin of equivalence")
     return figure
-
-
-def _readings(runs: Sequence[RunResult]) -> list[Reading]:
-    return [reading for reading in READINGS if reading in runs[0].record["readings"]]
 
 
 def _roc(runs: Sequence[RunResult], reading: Reading) -> tuple[NDArray[np.float64], ...]:

@@ -12,15 +12,22 @@ import yaml
 from pcam.errors import UserError
 from pcam.patches import SplitName
 
-Reading = Literal["momentum_0.1", "momentum_0.001", "reestimated"]
+Reading = Literal["momentum_0.1", "momentum_0.001", "reestimated", "stain_shifted"]
 READINGS: Final[tuple[Reading, ...]] = get_args(Reading)
+
+FIRST_READING: Final[Reading] = "momentum_0.1"
+"""That of the statistics that the network was trained with, where it is read in one way alone."""
 
 READING_NAMES: Final[dict[Reading, str]] = {
     "momentum_0.1": "momentum 0.1 (PyTorch's)",
     "momentum_0.001": "momentum 0.001 (Keras's 0.999)",
     "reestimated": "re-estimated",
+    "stain_shifted": "stains shifted",
 }
-"""What tables and figures call the readings."""
+"""What tables and figures call the readings: three of batch norm, and one of patches with other stains."""
+
+AS_TRAINED: Final = "as trained"
+"""What they call the first reading where batch norm is not read in several ways."""
 
 Override = str | int | float | bool | None
 
@@ -33,8 +40,8 @@ class Arm:
         label: For tables and figures.
         config: The experiment's YAML, relative to the folder that the study is started from.
         overrides: Options of scripts/train.py that differ from the config, as `trainer.max_steps: 13500`.
-        batch_norm_readings: Whether the network has batch norm that learns, and so is read in three ways. One that has
-            none reads the same in all.
+        batch_norm_readings: Whether the network has batch norm that learns, and is to be read in three ways. Else it
+            is read as it was trained.
     """
 
     label: str
@@ -135,8 +142,8 @@ class Question:
         text: The question in words.
         arm: Name of an arm.
         other: Name of the arm that it is compared with.
-        reading: How batch norm is read in both.
-        other_reading: How it is read in the other arm, if not in the same way.
+        reading: How both are read: batch norm's statistics, or with the stain shifts of their configs.
+        other_reading: How the other arm is read, if not in the same way.
         test: Whether they differ, or whether they are as good as each other within the margin.
         margin: Of AUROC, above 0, for equivalence.
     """
@@ -180,7 +187,7 @@ class Plan:
         questions: Fixed before anything runs.
         published: What a publication says, by the name of the arm.
         published_tables: Its tables.
-        source: Where it was published.
+        source: Where it was published, or what the study is about.
     """
 
     name: str

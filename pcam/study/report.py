@@ -20,7 +20,7 @@ from pcam.evaluation.figures import interval_words
 from pcam.evaluation.statistics import delong_covariance
 from pcam.study.figures import forest_figure, loss_figure, published_roc_figure, roc_of_arms_figure
 from pcam.study.inference import LEVEL, Inference, compare_arms, holm, infer_arm
-from pcam.study.plan import READING_NAMES, READINGS, Plan, Question, Reading
+from pcam.study.plan import FIRST_READING, READING_NAMES, Plan, Question, Reading
 from pcam.study.results import METRICS, RunResult
 from pcam.study.runner import StudyFolder
 
@@ -124,7 +124,6 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
         "missing": _missing(plan, folder),
         "done": sum(len(seeds) for seeds in results.values()),
         "facts": _facts(results),
-        "main_reading": READING_NAMES[MAIN_READING],
     }
     pages = []
     for name in ("report.html", "report.md"):
@@ -210,10 +209,7 @@ def _mean(runs: Sequence[RunResult], reading: Reading) -> Inference:
 
 def _sentence(plan: Plan, answer: Answer) -> str:
     question, difference = answer.question, answer.difference
-    one, other = (
-        f"{plan.arms[arm].label} ({READING_NAMES[reading]})" if question.other_reading else plan.arms[arm].label
-        for arm, reading in zip((question.arm, question.other), question.readings, strict=True)
-    )
+    one, other = (f"{label} ({reading})" if reading else label for label, reading in _named(plan, question))
     if difference is None:
         return f"Not answered: no seed of both {one} and {other} is done."
     by = abs(difference.estimate)
@@ -253,7 +249,7 @@ def _claims(plan: Plan, results: Results) -> list[str]:
         if arm in plan.published and plan.arms[arm].batch_norm_readings:
             means = {
                 reading: {name: np.mean([run.metrics(reading)[name] for run in runs.values()]) for name in METRICS}
-                for reading in READINGS
+                for reading in (PUBLISHED_READING, MAIN_READING, FIRST_READING)
             }
             lagging, true = means[PUBLISHED_READING], means[MAIN_READING]
             steps = next(iter(runs.values())).record["step"]
@@ -261,8 +257,8 @@ def _claims(plan: Plan, results: Results) -> list[str]:
             claims.append(
                 f"{plan.arms[arm].label}: with the statistics of momentum 0.001, the weights after {steps:,} steps "
                 f"validate at {lag}; the same weights with re-estimated statistics at {true['loss']:.3f} and "
-                f"{true['auroc']:.3f}, with those of momentum 0.1 at {means['momentum_0.1']['loss']:.3f} and "
-                f"{means['momentum_0.1']['auroc']:.3f}."
+                f"{true['auroc']:.3f}, with those of momentum 0.1 at {means[FIRST_READING]['loss']:.3f} and "
+                f"{means[FIRST_READING]['auroc']:.3f}."
             )
     return claims
 
@@ -271,17 +267,15 @@ def _arms_sheet(plan: Plan, results: Results) -> Sheet:
     rows = []
     for arm, seeds in results.items():
         runs = list(seeds.values())
-        for reading in READINGS:
-            if reading in runs[0].record["readings"]:
-                mean = _mean(runs, reading)
-                name = READING_NAMES[reading] if plan.arms[arm].batch_norm_readings else "no batch norm"
-                spread = [_spread([run.metrics(reading)[metric] for run in runs]) for metric in METRICS]
-                words = [plan.arms[arm].label, name, str(len(runs)), spread[0], interval_words(mean.interval())]
-                rows.append(words + spread[1:])
+        for reading, name in runs[0].reading_names.items():
+            mean = _mean(runs, reading)
+            spread = [_spread([run.metrics(reading)[metric] for run in runs]) for metric in METRICS]
+            words = [plan.arms[arm].label, name, str(len(runs)), spread[0], interval_words(mean.interval())]
+            rows.append(words + spread[1:])
     return Sheet(
         f"Every arm on {plan.split}, at its last checkpoint: mean and standard deviation over seeds. The interval of "
         f"the mean AUROC counts patches and seeds; with one seed, patches only.",
-        ["arm", "batch norm", "seeds", "AUROC", "95 % interval", "average precision", "accuracy", "loss"],
+        ["arm", "read", "seeds", "AUROC", "95 % interval", "average precision", "accuracy", "loss"],
         rows,
     )
 
@@ -408,18 +402,24 @@ def _facts(results: Results) -> dict[str, str]:
 def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[Picture]:
     arms = {plan.arms[arm].label: list(seeds.values()) for arm, seeds in results.items()}
     means = {label: (runs, _mean(runs, MAIN_READING)) for label, runs in arms.items()}
+    batch_norm_read = any(arm.batch_norm_readings for arm in plan.arms.values())
+    how = f", batch norm {READING_NAMES[MAIN_READING]}" if batch_norm_read else ""
     aurocs = "; ".join(f"{label} {mean.estimate:.4f}" for label, (_, mean) in means.items())
     pictures = [
         Picture(
             "roc_arms",
             roc_of_arms_figure(means, MAIN_READING),
-            f"ROC of all arms at their last checkpoints, batch norm {READING_NAMES[MAIN_READING]}: means over seeds, "
-            f"with 95 % bands from resampling groups of identical patches and seeds.",
+            f"ROC of all arms at their last checkpoints{how}: means over seeds, with 95 % bands from resampling groups "
+            f"of identical patches and seeds.",
             f"ROC curves. AUROC: {aurocs}.",
         )
     ]
     answered = [
-        (answer.question, answer.difference, "\nminus ".join(_question_labels(plan, answer.question)))
+        (
+            answer.question,
+            answer.difference,
+            "\nminus ".join(", ".join(filter(None, side)) for side in _named(plan, answer.question)),
+        )
         for answer in answers
         if answer.difference is not None
     ]
@@ -444,19 +444,18 @@ def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[P
     return pictures
 
 
-def _question_labels(plan: Plan, question: Question) -> list[str]:
+def _named(plan: Plan, question: Question) -> list[tuple[str, str]]:
+    """Label and reading of both sides of a question; no reading where it goes without saying."""
     return [
-        plan.arms[arm].label + (f", {READING_NAMES[reading]}" if question.other_reading else "")
+        (plan.arms[arm].label, READING_NAMES[reading] if question.other_reading or reading == "stain_shifted" else "")
         for arm, reading in zip((question.arm, question.other), question.readings, strict=True)
     ]
 
 
 def _reading_words(runs: Sequence[RunResult], name: str = "auroc") -> str:
-    readings: list[Reading] = list(runs[0].record["readings"])
-    values = {reading: np.mean([run.metrics(reading)[name] for run in runs]) for reading in readings}
-    if len(values) == 1:
-        return f"{name} {next(iter(values.values())):.3f}"
-    return ", ".join(f"{name} {value:.3f} with {READING_NAMES[reading]}" for reading, value in values.items())
+    names = runs[0].reading_names
+    values = {reading: np.mean([run.metrics(reading)[name] for run in runs]) for reading in names}
+    return ", ".join(f"{name} {value:.3f} {names[reading]}" for reading, value in values.items())
 
 
 def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str, pd.DataFrame]:
@@ -467,8 +466,7 @@ def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str
         | {f"published_selection_{name}": value for name, value in run.published_selection(reading).items()}
         for arm, seeds in results.items()
         for seed, run in seeds.items()
-        for reading in READINGS
-        if reading in run.record["readings"]
+        for reading in run.reading_names
     ]
     arms = []
     for arm, seeds in results.items():

@@ -18,7 +18,7 @@ from pcam.evaluation.metrics import Cuts, cross_entropy
 from pcam.evaluation.predictions import Predictions
 from pcam.patches import SplitName
 from pcam.run_folder import RunFolder
-from pcam.study.plan import READINGS, Reading, Run
+from pcam.study.plan import AS_TRAINED, FIRST_READING, READING_NAMES, READINGS, Reading, Run
 
 METRICS = ("auroc", "average_precision", "accuracy", "loss")
 """Of each reading: area under the ROC, average precision, accuracy at a score of 0.5, and loss in nats."""
@@ -52,7 +52,7 @@ def write_result(
         run: The run.
         trained: Its folder.
         split: What was predicted.
-        readings: Predictions of the same patches; of a network without batch norm only the first reading.
+        readings: Predictions of the same patches; the first reading of batch norm alone, or all three.
         facts: What else the report says of the run.
     """
     first = next(iter(readings.values()))
@@ -118,8 +118,14 @@ class RunResult:
         return cls(path.parent, record)
 
     def reading(self, reading: Reading) -> Reading:
-        """The reading that stands for another: a network without batch norm has but one."""
-        return reading if reading in self.record["readings"] else READINGS[0]
+        """The reading that stands for another, where batch norm is read in one way alone."""
+        return reading if reading in self.record["readings"] else FIRST_READING
+
+    @property
+    def reading_names(self) -> dict[Reading, str]:
+        """What tables and figures call the readings that there are."""
+        names = {reading: READING_NAMES[reading] for reading in READINGS if reading in self.record["readings"]}
+        return names if "reestimated" in names else {**names, FIRST_READING: AS_TRAINED}
 
     def metrics(self, reading: Reading) -> dict[str, float]:
         """`METRICS` of a reading of the last checkpoint."""
@@ -154,7 +160,7 @@ class RunResult:
 
     def validation(self, name: str, reading: Reading) -> "pd.Series[float]":
         """A metric on the whole valid split at each validation, by step; `name` as in METRICS."""
-        column = f"val/{name}_{reading}"
+        column = f"val_shifted/{name}" if reading == "stain_shifted" else f"val/{name}_{reading}"
         if column not in self.curves:
             column = f"val/{name}"
         return self.curves.set_index("step")[column].dropna()

@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from pcam.errors import UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.run_folder import RunFolder
-from pcam.study.plan import READINGS, Arm, Plan, Published, PublishedTable, Question, Run
+from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
 from pcam.study.report import write_report
 from pcam.study.results import RunResult, measure_predictions, write_result
 from pcam.study.runner import StudyFolder
@@ -54,7 +54,7 @@ PLAN = Plan(
 )
 
 
-def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0) -> None:
+def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0, shifted_signal: float | None = None) -> None:
     """Write what training and measuring leave; higher signals separate the classes better."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(PATCHES) % 2).astype(np.uint8)
@@ -90,6 +90,9 @@ def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0) -> Non
             curves[f"val/{name}_momentum_0.001"] = values
             for reading in ("momentum_0.1", "reestimated"):
                 curves[f"val/{name}_{reading}"] = curves[f"val/{name}"]
+    if shifted_signal is not None:
+        readings["stain_shifted"] = predictions((2.0 * labels - 1) * shifted_signal + 0.9 * shared + 0.1 * noise)
+        curves["val_shifted/loss"] = [0.9, 0.8]
     curves.to_csv(trained.metrics, index=False)
     facts = {
         "step": 10, "batch_size": 32, "train_patches": 200, "passes": 1.6, "data_fingerprint": "abc",
@@ -131,7 +134,8 @@ def test_each_question_has_an_answer_that_follows_from_its_test(folder: StudyFol
 
 def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
     run = RunResult.read(folder.runs / "good_seed_2" / "version_0" / "study.json", "valid")
-    for reading in READINGS:
+    assert list(run.reading_names) == ["momentum_0.1", "momentum_0.001", "reestimated"]
+    for reading in run.reading_names:
         logits = run.logits(reading)
         scores = 1 / (1 + np.exp(-logits))
         assert run.metrics(reading) == pytest.approx(
@@ -213,6 +217,33 @@ def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
     names = {path.name for path in (folder.report / "figures").iterdir()}
     stems = {"roc_arms", "forest", "roc_good", "loss_good", "loss_same", "loss_poor"}
     assert names == {f"{stem}.{ending}" for stem in stems for ending in ("svg", "png")}
+
+
+def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    plan = replace(
+        PLAN,
+        arms={"poor": PLAN.arms["poor"], "absent": PLAN.arms["absent"]},
+        questions=[Question("Under other stains?", "absent", "poor", "stain_shifted", "difference")],
+        published={},
+        published_tables=[],
+        source="what to keep",
+    )
+    for seed in plan.seeds:
+        make_run(made, Run("poor", seed), 1.0, shifted_signal=0.1)
+        make_run(made, Run("absent", seed), 1.0, shifted_signal=0.8)
+    write_report(plan, made)
+    answer = pd.read_csv(made.report / "questions.csv")["answer"][0]
+    assert answer.startswith(
+        "Yes: absent network (stains shifted) has a higher AUROC than poor network (stains shifted)"
+    )
+    text = (made.report / "report.md").read_text()
+    assert "| poor network | as trained | 3 |" in text
+    assert "| poor network | stains shifted | 3 |" in text
+    assert "ublished" not in text
+    assert "momentum" not in text
+    run = RunResult.read(made.runs / "poor_seed_1" / "version_0" / "study.json", "valid")
+    assert run.validation("loss", "stain_shifted").tolist() == [0.9, 0.8]
 
 
 def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
