@@ -102,10 +102,10 @@ def benchmark_data(
         rounds: Rounds that count, after one that does not.
         output: JSON file for the figures.
     """
-    with _folder(data) as (root, cache_dir, folder):
-        store = PCamDataModule(root, cache_dir=cache_dir).packed("train")
+    with _patches(data) as (found, folder):
+        store = found.packed("train")
         count = min(patches, len(store))
-        images = _class_folders(root, cache_dir, folder, "train")
+        images = _class_folders(found, folder, "train")
         readers: dict[str, Iterable[Any]] = {
             "packed store": BatchLoader(store, Batches(count, READ_BATCH, shuffle_seed=0), num_workers=0),
             "torchvision ImageFolder": _plain_loader(ImageFolder(str(images / "train"), PILToTensor()), count),
@@ -204,34 +204,33 @@ def benchmark_memory(
         rounds: Rounds, after some steps that do not count.
         output: JSON file for the figures.
     """
-    with _folder(SYNTHETIC) as (root, cache_dir, folder):
-        few = PCamDataModule(root, cache_dir=cache_dir)
+    with _patches(SYNTHETIC) as (few, folder):
         contestants: dict[str, Callable[[Stopwatch], None]] = {}
         for count in counts:
             place = folder / str(count)
             place.mkdir()
             for split, size in (("train", count), ("valid", len(few.packed("valid")))):
                 _write_official(few.packed("train" if split == "train" else "valid"), place, split, size)
-            course = Course(place, place, cache_dir, place, "cpu", 32, steps, rounds)
+            course = Course(place, place, few.cache_dir, place, "cpu", 32, steps, rounds)
             contestants[f"{count:,} patches"] = partial(train_ours, course, False)
         _race("Memory of training MobileNetV2, batches of 32", contestants, course, output)
 
 
 @contextmanager
-def _folder(data: DataPlace) -> Iterator[tuple[Path, Path | None, Path]]:
-    """The folder with the patches, that for packed stores, and a temporary one."""
+def _patches(place: DataPlace) -> Iterator[tuple[PCamDataModule, Path]]:
+    """The patches, and a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if data.root is not None:
-            yield data.root, data.cache_dir, folder
+        if place.root is not None:
+            yield PCamDataModule(place.root, cache_dir=place.cache_dir), folder
             return
         write_class_folders(folder / "synthetic", SYNTHETIC_COUNTS, seed=1)
-        yield folder / "synthetic", folder / "cache", folder
+        yield PCamDataModule(folder / "synthetic", cache_dir=folder / "cache"), folder
 
 
 @contextmanager
 def _course(
-    data: DataPlace,
+    place: DataPlace,
     split: SplitName,
     device: Device,
     batch_size: int,
@@ -242,10 +241,10 @@ def _course(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("Expected a GPU for --device cuda, but PyTorch finds none; take --device cpu.")
     accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    with _folder(data) as (root, cache_dir, folder):
-        PCamDataModule(root, cache_dir=cache_dir).prepare_data()
-        images = _class_folders(root, cache_dir, folder, split)
-        yield Course(root, images, cache_dir, folder, accelerator, batch_size, steps, rounds, precision)
+    with _patches(place) as (data, folder):
+        data.prepare_data()
+        images = _class_folders(data, folder, split)
+        yield Course(data.root, images, data.cache_dir, folder, accelerator, batch_size, steps, rounds, precision)
 
 
 def _race(title: str, contestants: Mapping[str, Callable[[Stopwatch], None]], course: Course, output: Path) -> None:
@@ -267,11 +266,11 @@ def _trained_network(run: Path) -> MobileNetV2:
     return network
 
 
-def _class_folders(root: Path, cache_dir: Path | None, folder: Path, split: SplitName) -> Path:
+def _class_folders(data: PCamDataModule, folder: Path, split: SplitName) -> Path:
     """A split's patches in class folders: the user's, or the first ones written anew."""
-    if (root / split / "0").is_dir():
-        return root
-    store = PCamDataModule(root, cache_dir=cache_dir).packed(split)
+    if (data.root / split / "0").is_dir():
+        return data.root
+    store = data.packed(split)
     count = min(MOST_IMAGES, len(store)) if split == "train" else len(store)
     for row in track(range(count), f"Writing {split} as PNG files"):
         path = folder / "images" / split / str(store.labels[row]) / f"{row}.png"

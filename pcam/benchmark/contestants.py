@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from pcam.benchmark.course import DROPOUT, LR, MOMENTUM, WARMUP_STEPS, Course
+from pcam.benchmark.course import DROPOUT, LR, MOMENTUM, Course
 from pcam.benchmark.race import Stopwatch
 from pcam.cli import PCamCLI
 from pcam.data import PCamDataModule
@@ -48,15 +48,9 @@ class Turns(Callback):
         trainer.profiler = self._wait  # type: ignore[attr-defined]  # set by a connector
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """End a turn and begin the next where they meet."""
-        done = trainer.global_step - WARMUP_STEPS
-        if done < 0 or done % self._course.steps:
-            return
-        if done > 0:
-            self._stopwatch.stop(self._course.steps * self._course.batch_size, data_wait=self._wait.share())
-        if done < self._course.steps * self._course.rounds:
-            self._stopwatch.start()
-        self._wait.restart()
+        """Count the step."""
+        if self._course.end_step(self._stopwatch, trainer.global_step, data_wait=self._wait.share()):
+            self._wait.restart()
 
 
 class DataWait(Profiler):
@@ -87,14 +81,13 @@ class DataWait(Profiler):
 
 def _options(course: Course) -> list[str]:
     """The words of a command line that set ours on a course."""
-    cache = [] if course.cache_dir is None else [f"--data.cache_dir={course.cache_dir}"]
     return [
         f"--config={CONFIG}",
         f"--data.root={course.root}",
+        f"--data.cache_dir={course.cache_dir}",
         f"--data.batch_size={course.batch_size}",
         f"--trainer.accelerator={course.accelerator}",
         "--trainer.devices=1",
-        *cache,
     ]
 
 
@@ -103,7 +96,7 @@ def train_ours(course: Course, compiled: bool, stopwatch: Stopwatch) -> None:
     cli = PCamCLI([
         *_options(course),
         f"--runs_dir={course.folder / 'runs'}",
-        f"--trainer.max_steps={WARMUP_STEPS + course.steps * course.rounds}",
+        f"--trainer.max_steps={course.all_steps}",
         f"--trainer.precision={course.precision}",
         "--trainer.limit_val_batches=0",
         *(["--compile"] if compiled else []),
@@ -122,21 +115,13 @@ def train_ceiling(course: Course, compiled: bool, stopwatch: Stopwatch) -> None:
     network = MobileNetV2(weights=None, dropout=DROPOUT).to(device).train()
     forward = torch.compile(network.forward) if compiled else network.forward
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
-
-    def step() -> None:
+    for step in range(1, course.all_steps + 1):
         with torch.autocast(device.type, torch.bfloat16) if course.precision == "bf16-mixed" else nullcontext():
             loss = binary_cross_entropy_with_logits(forward(patches).float(), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch 2.15
         optimizer.step()
-
-    for _ in range(WARMUP_STEPS):
-        step()
-    for _ in range(course.rounds):
-        stopwatch.start()
-        for _ in range(course.steps):
-            step()
-        stopwatch.stop(course.steps * course.batch_size)
+        course.end_step(stopwatch, step)
 
 
 class PlainNetwork(nn.Module):
@@ -190,7 +175,7 @@ def train_plain(course: Course, stopwatch: Stopwatch) -> None:
     trainer = Trainer(
         accelerator=course.accelerator,
         devices=1,
-        max_steps=WARMUP_STEPS + course.steps * course.rounds,
+        max_steps=course.all_steps,
         max_epochs=-1,
         default_root_dir=course.folder / "plain",
         callbacks=[Turns(stopwatch, course)],

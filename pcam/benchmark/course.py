@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pcam.benchmark.race import Stopwatch
 from pcam.models.inference import Precision
 
 LR: Final = 0.001
@@ -21,7 +22,7 @@ class Course:
     Args:
         root: Folder with the patches, in any form.
         class_folders: The same patches in class folders, for those that read no other form.
-        cache_dir: Folder for the packed stores; None is the user's cache folder.
+        cache_dir: Folder for the packed stores.
         folder: For what they write.
         accelerator: "cpu" or "cuda".
         batch_size: Patches a batch.
@@ -33,7 +34,7 @@ class Course:
 
     root: Path
     class_folders: Path
-    cache_dir: Path | None
+    cache_dir: Path
     folder: Path
     accelerator: str
     batch_size: int
@@ -41,3 +42,28 @@ class Course:
     rounds: int
     precision: Precision = "32-true"
     weights: Path | None = None
+
+    @property
+    def all_steps(self) -> int:
+        """Steps that a training takes."""
+        return WARMUP_STEPS + self.steps * self.rounds
+
+    def end_step(self, stopwatch: Stopwatch, step: int, **facts: float) -> bool:
+        """End a turn and begin the next where they meet; a training calls it after each step.
+
+        Args:
+            stopwatch: The contestant's.
+            step: Steps that are done, those of the warm-up too.
+            facts: What else is to be known of the turn.
+
+        Returns:
+            Whether they met.
+        """
+        done = step - WARMUP_STEPS
+        if done < 0 or done % self.steps:
+            return False
+        if done > 0:
+            stopwatch.stop(self.steps * self.batch_size, **facts)
+        if step < self.all_steps:
+            stopwatch.start()
+        return True

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pcam.benchmark.course import DROPOUT, LR, MOMENTUM, WARMUP_STEPS, Course
+from pcam.benchmark.course import DROPOUT, LR, MOMENTUM, Course
 from pcam.benchmark.race import Stopwatch
 from pcam.extras import import_extra
 
@@ -23,12 +23,7 @@ def train_keras(course: Course, stopwatch: Stopwatch) -> None:
     )
 
     def end_step(step: int, logs: object) -> None:
-        done = step + 1 - WARMUP_STEPS
-        if done >= 0 and done % course.steps == 0:
-            if done > 0:
-                stopwatch.stop(course.steps * course.batch_size)
-            if done < course.steps * course.rounds:
-                stopwatch.start()
+        course.end_step(stopwatch, step + 1)  # Keras numbers steps from 0
 
     def endless() -> Iterator[Any]:
         while True:
@@ -39,4 +34,4 @@ def train_keras(course: Course, stopwatch: Stopwatch) -> None:
     signature = (tensorflow.TensorSpec((None, 96, 96, 3)), tensorflow.TensorSpec((None,)))
     stream = tensorflow.data.Dataset.from_generator(endless, output_signature=signature)
     turns = keras.callbacks.LambdaCallback(on_train_batch_end=end_step)
-    model.fit(stream, steps_per_epoch=WARMUP_STEPS + course.steps * course.rounds, callbacks=[turns], verbose=0)
+    model.fit(stream, steps_per_epoch=course.all_steps, callbacks=[turns], verbose=0)
