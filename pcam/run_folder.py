@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
+import yaml
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
@@ -18,6 +19,9 @@ from pcam.patches import SplitName
 
 CheckpointName = Literal["best", "last", "previous"]
 ResumeName = Literal["last", "previous"]
+
+_NOT_RECIPE: Final = {"seed_everything", "experiment", "runs_dir", "checkpoint_every_seconds"}
+"""Keys of a config that say which run it is, and not how it is trained."""
 
 _PACKAGES: Final = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow")
 
@@ -154,6 +158,21 @@ class RunFolder:
         }
         with atomic_path(self.path / "environment.json") as temporary:
             temporary.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def are_seeds(runs: Sequence[RunFolder]) -> bool:
+    """Whether runs differ in nothing that their configs say but the seed, and each has its own.
+
+    Args:
+        runs: At least one.
+
+    Returns:
+        False for a single run.
+    """
+    configs = [yaml.safe_load(run.config.read_text()) for run in runs]
+    seeds = {config["seed_everything"] for config in configs}
+    recipes = [{key: value for key, value in config.items() if key not in _NOT_RECIPE} for config in configs]
+    return len(seeds) == len(runs) > 1 and all(recipe == recipes[0] for recipe in recipes)
 
 
 def run_names(runs: Sequence[RunFolder]) -> list[str]:

@@ -33,9 +33,10 @@ from pcam.evaluation.figures import (
 )
 from pcam.evaluation.metrics import CALIBRATION_BINS, Calibration, Choices, Estimate, Measurement
 from pcam.evaluation.predictions import Predictions
-from pcam.evaluation.statistics import RESAMPLES, SEED, delong_test, interval
+from pcam.evaluation.readers import Inference, infer_arm
+from pcam.evaluation.statistics import RESAMPLES, SEED, delong_covariance, delong_test, interval
 from pcam.patches import SplitName
-from pcam.run_folder import CheckpointName, RunFolder
+from pcam.run_folder import CheckpointName, RunFolder, are_seeds
 
 WORST_PATCHES: Final = 16
 """Patches of each class in the figure of the worst mistakes."""
@@ -239,8 +240,35 @@ def print_details(system: System, choices: Choices, measurements: Mapping[SplitN
     console.print(table)
 
 
+def mean_over_seeds(
+    results: Sequence[tuple[System, Measurement]], split: SplitName
+) -> tuple[list[str], Inference, dict[str, float]] | None:
+    """Average systems that are seeds of one experiment, evaluated in the same way.
+
+    Args:
+        results: All systems that were measured.
+        split: What they were measured on.
+
+    Returns:
+        The names of the seeds, which are all systems but ensembles; their mean AUROC, its interval for other patches
+        and other seeds; and the means of accuracy and loss. None if the systems are something else, or the split has
+        one class.
+    """
+    seeds = [(system, measurement) for system, measurement in results if "_ensemble" not in system.variant]
+    predictions = [system.predictions[split] for system, _ in seeds]
+    labels = predictions[0].labels.astype(np.float64)
+    if not are_seeds([system.run for system, _ in seeds]) or not 0 < labels.sum() < len(labels):
+        return None
+    logits = np.stack([predicted.logits.astype(np.float64) for predicted in predictions])
+    means = {
+        name: float(np.mean([measurement.metrics[name].value for _, measurement in seeds]))
+        for name in ("accuracy", "loss")
+    }
+    return [system.name for system, _ in seeds], infer_arm(*delong_covariance(labels, logits)), means
+
+
 def compare(results: Sequence[tuple[System, Measurement]], split: SplitName, output: Path) -> None:
-    """Write and print how systems differ on the same patches."""
+    """Write and print how systems differ on the same patches, and the mean of those that are seeds."""
     labels = results[0][0].predictions[split].labels
     pairs = []
     for (first, one), (second, other) in itertools.combinations(results, 2):
@@ -248,6 +276,7 @@ def compare(results: Sequence[tuple[System, Measurement]], split: SplitName, out
         test = delong_test(labels.astype(np.float64), *logits)
         low, high = interval(one.resampled_auroc - other.resampled_auroc)
         pairs.append((first.name, second.name, test, Estimate(test.difference, (low, high))))
+    mean = mean_over_seeds(results, split)
     named = {system.name: (system.predictions[split], measurement) for system, measurement in results}
     if 0 < labels.sum() < len(labels):
         _write_figures(output, f"evaluation/{split}", {"roc_comparison": roc_comparison_figure(named)}, {}, 0)
@@ -270,6 +299,9 @@ def compare(results: Sequence[tuple[System, Measurement]], split: SplitName, out
             }
             for first, second, test, difference in pairs
         ],
+        "mean_over_seeds": None
+        if mean is None
+        else {"seeds": mean[0], "auroc": mean[1].estimate, "interval": list(mean[1].interval()), **mean[2]},
     }
     with atomic_path(output / "comparison.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
@@ -283,6 +315,11 @@ def compare(results: Sequence[tuple[System, Measurement]], split: SplitName, out
     for number, (system, measurement) in enumerate(results, 1):
         decisions = [f"{measurement.metrics[name].value:.4f}" for name in ("accuracy", "loss")]
         table.add_row(str(number), system.name, _words(measurement.metrics["auroc"], labels), *decisions)
+    if mean is not None:
+        names, auroc, others = mean
+        words = f"{auroc.estimate:.4f} ({interval_words(auroc.interval())})"
+        label = f"mean of {len(names)} seeds; the interval is for other patches and other seeds"
+        table.add_row("", label, words, *(f"{value:.4f}" for value in others.values()))
     console.print(table)
     table = Table("pair", title="Differences in AUROC; DeLong's p is not corrected for the number of pairs")
     table.add_column("first - second", justify="right", no_wrap=True)

@@ -151,8 +151,15 @@ def test_several_runs_are_compared_and_averaged(runs: list[Path], capsys: pytest
     expected = delong_test(labels, tables[0]["logit"].to_numpy(), tables[1]["logit"].to_numpy())
     assert (pair["difference"], pair["delong_p"]) == (pytest.approx(expected.difference), pytest.approx(expected.p))
     assert pair["interval"][0] <= pair["difference"] <= pair["interval"][1]
+    mean = record["mean_over_seeds"]
+    assert mean["seeds"] == names[:2]
+    assert mean["auroc"] == pytest.approx(np.mean([roc_auc_score(labels, table["score"]) for table in tables[:2]]))
+    assert mean["interval"][0] < mean["auroc"] < mean["interval"][1]
+    losses = [record["classifiers"][name]["metrics"]["loss"] for name in names[:2]]
+    assert mean["loss"] == pytest.approx(np.mean(losses))
     said = capsys.readouterr().out
     assert all(name in said for name in names)
+    assert "mean of 2 seeds" in said
 
 
 @pytest.mark.slow
@@ -171,6 +178,7 @@ def test_re_estimated_batch_norm_is_measured_beside_the_run(mobilenet_run: Path)
     record = json.loads((mobilenet_run / "evaluation" / "valid_comparison" / "comparison.json").read_text())
     name = "random_dropout/version_0"
     assert list(record["classifiers"]) == [name, f"{name}, re-estimated bn"]
+    assert record["mean_over_seeds"] is None  # two readings of one run are no two seeds
 
 
 def test_one_class_is_said_and_never_zero(

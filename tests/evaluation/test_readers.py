@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from pcam.evaluation.readers import Inference, compare_arms, holm, infer_arm
 from pcam.evaluation.statistics import delong_covariance, delong_test
-from pcam.study.inference import Inference, compare_arms, holm, infer_arm
 
 # Van Dyke et al. 1993: two ways to look for aortic dissection, five readers, 69 normal and 45 abnormal patients, as
 # worked by hand in Chakraborty, "The RJafroc book", chapter "Obuchowski Rockette applications" (dataset02, Wilcoxon,
