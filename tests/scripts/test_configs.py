@@ -49,3 +49,10 @@ def test_the_protocol_is_the_published_one(name: str) -> None:
     assert config["trainer"]["max_steps"] == 10 * (144_000 // 32 // 20)
     assert config["trainer"]["val_check_interval"] == 144_000 // 32 // 20
     assert config["model"]["optimizer"]["init_args"] == {"lr": 0.001, "momentum": 0.95}
+
+
+def test_the_best_recipe_s_learning_rate_ends_with_its_training() -> None:
+    config = yaml.safe_load((REPOSITORY / "configs" / "best.yaml").read_text())
+    schedule = config["model"]["scheduler"]["init_args"]
+    assert schedule["total_steps"] == config["trainer"]["max_steps"]
+    assert schedule["max_lr"] == config["model"]["optimizer"]["init_args"]["lr"]
