@@ -12,11 +12,12 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol, cast
 
+import docstring_parser
 import torch
 from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveFloat, restricted_number_type
@@ -124,6 +125,20 @@ class Parser(LightningArgumentParser):
         """Print the sentence, without the usage, which is longer than a screen."""
         _leave(" ".join(message.split()), 2)
 
+    def add_function(self, function: Callable[..., None], skip: Set[str] = frozenset()) -> None:
+        """Add a function's parameters as options, each explained by its docstring; what is False becomes a switch.
+
+        Args:
+            function: Its parameters, but those that are skipped, can be given by name.
+            skip: Names of parameters that are added otherwise.
+        """
+        parameters = inspect.signature(function).parameters.items()
+        switches = {name for name, parameter in parameters if parameter.default is False} - skip
+        for explained in docstring_parser.parse(function.__doc__ or "").params:
+            if explained.arg_name in switches:
+                self.add_argument(f"--{explained.arg_name}", action="store_true", help=explained.description)
+        self.add_function_arguments(function, as_positional=True, skip={*skip, *switches})
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse, and answer a config that is no text with one sentence too."""
         try:
@@ -147,10 +162,7 @@ def run_subcommand(description: str, functions: Mapping[str, Callable[..., None]
     subcommands = parser.add_subcommands(dest="command")
     for name, function in functions.items():
         subparser = Parser(description=(function.__doc__ or "").partition("\n")[0])
-        subparser.add_function_arguments(function, as_positional=True)
-        for action in subparser._actions:
-            if action.default is False:  # a switch: named alone it is on
-                action.nargs, action.const = "?", True
+        subparser.add_function(function)
         subcommands.add_subcommand(name, subparser)
     config = parser.instantiate(parser.parse_args(args))
     functions[config.command](**config[config.command])

@@ -127,14 +127,7 @@ def main(args: Arguments = None) -> None:
     """
     parser = Parser(description="Measure trained classifiers on a split, and compare them.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Run folders.")
-    flags = {
-        "tta": "Average the scores over the eight symmetries of the square.",
-        "reestimate_bn": "Also measure with batch norm's statistics estimated anew on training patches.",
-        "ensemble": "Also measure the mean of the runs' scores.",
-    }
-    for flag, explanation in flags.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=explanation)
-    parser.add_function_arguments(evaluate, as_positional=True, skip={"runs", *flags})
+    parser.add_function(evaluate, skip={"runs"})
     evaluate(**parser.instantiate(parser.parse_args(args)))
 
 

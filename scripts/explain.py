@@ -188,7 +188,7 @@ def main(args: Arguments = None) -> None:
     parser = Parser(description="Show where in a patch a classifier looks, and measure how much of that is the centre.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Run folders.")
     parser.add_argument("--input", type=Path, nargs="+", help="Patches to draw, instead of measuring over a split.")
-    parser.add_function_arguments(explain_runs, skip={"runs", "inputs"})
+    parser.add_function(explain_runs, skip={"runs", "inputs"})
     options = parser.instantiate(parser.parse_args(args))
     explain_runs(inputs=options.pop("input"), **options)
 

@@ -166,7 +166,7 @@ def main(args: Arguments = None) -> None:
     parser.add_argument(
         "--format", type=FormatName, default="onnx", help="onnx, a whole model, or safetensors, its weights alone."
     )
-    parser.add_function_arguments(export, skip={"run", "file_format"})
+    parser.add_function(export, skip={"run", "file_format"})
     options = parser.instantiate(parser.parse_args(args))
     export(file_format=options.pop("format"), **options)
 

@@ -202,13 +202,7 @@ def main(args: Arguments = None) -> None:
         help="What to score: a folder with its subfolders, image files, HDF5 files with the key x, or -- (or -) for a "
         "list of these on standard input, one a line. With --tile one image.",
     )
-    flags = {
-        "submission": "Write what Kaggle takes: id (the file's name without its ending) and label (the score).",
-        "tile": "Score one larger image on a grid of windows.",
-    }
-    for flag, explanation in flags.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=explanation)
-    parser.add_function_arguments(predict, skip={"run", "inputs", *flags})
+    parser.add_function(predict, skip={"run", "inputs"})
     words = sys.argv[1:] if args is None else args
     # Before argparse, to which "--" is no value.
     words = [str(STANDARD_INPUT) if pair == ("--input", "--") else pair[1] for pair in pairwise(["", *words])]
