@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, NoReturn, Protocol, cast
 
 import docstring_parser
@@ -95,6 +96,7 @@ def front_door(main: Main) -> Main:
 
     @functools.wraps(main)
     def guarded(args: Arguments = None) -> None:
+        before = signal.signal(signal.SIGTERM, _stop)
         try:
             main(args)
         except UserError as error:
@@ -109,8 +111,15 @@ def front_door(main: Main) -> Main:
             )
         except KeyboardInterrupt:
             _leave("Interrupted.", 128 + signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return guarded
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """End by an exception, as Ctrl-C does: what is half written is cleared away."""
+    raise StoppedError(signal_number, "Stopped.")
 
 
 def _leave(sentence: str, exit_code: int) -> NoReturn:

@@ -104,7 +104,10 @@ def score_patches(
         scores.writerow(["id", "label"] if submission else ["id", "logit", "score"])
         unreadable.writerow(["id", "reason"])
         task = progress.add_task("Scoring", total=count)
+        names: set[str] = set()
         for batch in read_inputs(paths, batch_size):
+            if submission:
+                _check_names(batch.ids, names)
             scores.writerows(_rows(batch.ids, classify(batch.patches), submission))
             for name, reason in batch.unreadable:
                 unreadable.writerow([_cell(name), reason])
@@ -166,6 +169,18 @@ def _rows(ids: Sequence[str], logits: NDArray[np.float32], submission: bool) -> 
     logits = logits.astype(np.float64)  # in float32 logits above 17 would all have the score 1
     for name, logit, score in zip(ids, logits.tolist(), expit(logits).tolist(), strict=True):
         yield (_cell(PurePath(name).stem), score) if submission else (_cell(name), logit, score)
+
+
+def _check_names(ids: Sequence[str], names: set[str]) -> None:
+    """Add what a submission calls patches; no two may have one name."""
+    for patch_id in ids:
+        name = PurePath(patch_id).stem
+        if name in names:
+            raise UserError(
+                f"Expected files whose names differ for --submission, but found a second '{name}', {patch_id}; leave "
+                f"out one of them."
+            )
+        names.add(name)
 
 
 def _open_csv(path: Path) -> IO[str]:

@@ -1,7 +1,9 @@
 """`scripts/predict.py` through its front door: what it scores, what it writes, what it leaves alone."""
 
 import io
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -106,6 +108,30 @@ def test_a_submission_has_the_files_names_and_the_scores(
     assert table["id"].tolist() == [f"patch{number:07d}" for number in range(COUNTS["valid"][1])]
     scores = expected.loc["1/" + table["id"] + ".png", "score"]
     assert table["label"].to_numpy() == pytest.approx(scores.to_numpy(), abs=1e-6)
+
+
+def test_a_submission_cannot_have_one_name_twice(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "submission.csv"
+    said = sentence(capsys, predict, [str(run), "--input", str(folder), "--output", str(output), "--submission"], 1)
+    assert "found a second 'patch0000000', 1/patch0000000.png; leave out one" in said
+    assert not output.exists()
+
+
+def test_sigterm_leaves_what_was_there_and_nothing_half_written(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "scores.csv"
+    output.parent.mkdir()
+    output.write_text("of yesterday")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Image, "open", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    said = sentence(capsys, predict, [str(run), "--input", str(folder), "--output", str(output)], 128 + signal.SIGTERM)
+    assert said.endswith("Stopped.")
+    assert [path.name for path in output.parent.iterdir()] == ["scores.csv"]
+    assert output.read_text() == "of yesterday"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(
