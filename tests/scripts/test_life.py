@@ -30,6 +30,8 @@ def arguments(config: str, root: Path, cache_dir: Path, runs_dir: Path) -> list[
         "--data.cache_dir", str(cache_dir),
         "--data.batch_size", "8",
         "--data.augmentation", "d4",
+        "--data.stain_jitter", "0.1",
+        "--data.stain_shifts", "[{eosin: 1.3}]",
         "--model.network.dropout", "0.5",
         "--trainer.max_steps", str(STEPS),
         "--trainer.val_check_interval", "6",
