@@ -168,14 +168,13 @@ def _tissue(strips: Iterable[Strip], lines: list[NDArray[np.float32]]) -> Iterat
     Appends an empty line to the map for each strip that it reads.
     """
     band: deque[Strip] = deque(maxlen=3)
-    band_saturation: deque[NDArray[np.float32]] = deque(maxlen=3)
     for row, strip in enumerate(strips):
         lines.append(np.full(strip.shape[1] // CELL_SIZE, np.nan, dtype=np.float32))
         band.append(strip)
-        band_saturation.append(largest_saturation(strip))
         if len(band) < 3:
             continue
-        pixels, saturation = np.concatenate(band), np.max(band_saturation, axis=0)
+        pixels = np.concatenate(band)
+        saturation = largest_saturation(pixels)
         for column in range(1, len(saturation) - 1):
             if saturation[column - 1 : column + 2].max() >= MINIMUM_SATURATION:
                 left = (column - 1) * CELL_SIZE
@@ -183,13 +182,13 @@ def _tissue(strips: Iterable[Strip], lines: list[NDArray[np.float32]]) -> Iterat
                 yield row - 1, column, pixels[:, left : left + PATCH_SIZE].copy()
 
 
-def largest_saturation(strip: Strip) -> Float32[np.ndarray, " columns"]:
-    """The largest blurred saturation, 0..1, in each square of a strip."""
-    value = strip.max(axis=2).astype(np.float32)
-    chroma = value - strip.min(axis=2)
+def largest_saturation(pixels: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, " columns"]:
+    """The largest blurred saturation, 0..1, in each column of squares."""
+    value = pixels.max(axis=2).astype(np.float32)
+    chroma = value - pixels.min(axis=2)
     saturation = np.divide(chroma, value, out=np.zeros_like(value), where=value > 0)
     blurred = uniform_filter(saturation, BLUR_SIZE, mode="nearest")
-    largest: Float32[np.ndarray, " columns"] = blurred.reshape(CELL_SIZE, -1, CELL_SIZE).max(axis=(0, 2))
+    largest: Float32[np.ndarray, " columns"] = blurred.reshape(len(pixels), -1, CELL_SIZE).max(axis=(0, 2))
     return largest
 
 

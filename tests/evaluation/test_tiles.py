@@ -63,10 +63,11 @@ def test_background_is_not_scored(tmp_path: Path) -> None:
     assert np.array_equal(~np.isnan(scores), seen)
 
 
-def test_a_speck_is_blurred_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", [50, 63], ids=["within a row of squares", "at its edge"])
+def test_a_speck_is_blurred_away(row: int, tmp_path: Path) -> None:
     pixels = np.full((96, 96, 3), 240, np.uint8)
-    pixels[50, 50] = (255, 0, 0)
-    assert largest_saturation(pixels[32:64]).max() == pytest.approx(1 / 25)
+    pixels[row, 50] = (255, 0, 0)
+    assert largest_saturation(pixels).max() == pytest.approx(1 / 25)
     assert MINIMUM_SATURATION > 1 / 25
     assert np.isnan(score_map(open_image(save(pixels, tmp_path / "image.png"), None).strips(), mean_red, 4)).all()
 
