@@ -7,6 +7,7 @@ each pixel's three optical densities.
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from math import inf
 from typing import Final
 
 import torch
@@ -43,8 +44,8 @@ class StainShift:
     residual: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(astuple(self)) <= 0:
-            raise UserError(f"Expected the factors of a stain shift to be above 0, but found {self}.")
+        if not all(0 < factor < inf for factor in astuple(self)):
+            raise UserError(f"Expected the factors of a stain shift to be finite and above 0, but found {self}.")
 
 
 def scale_stains(patches: Patches, factors: Amounts, offsets: Amounts | None = None) -> Patches:

@@ -1,5 +1,7 @@
 """Stains: the arithmetic of optical density, and which patch gets what."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,7 @@ def test_laboratories_take_turns() -> None:
     assert torch.equal(shifted.indices, batch.indices)
 
 
-def test_a_factor_of_zero_is_refused() -> None:
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_a_factor_that_is_no_amount_is_refused(factor: float) -> None:
     with pytest.raises(UserError, match="above 0"):
-        StainShift(eosin=0.0)
+        StainShift(eosin=factor)
