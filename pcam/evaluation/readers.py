@@ -5,7 +5,7 @@ is asked is about seeds and patches that were not drawn. DeLong's variance alone
 out that another seed gives another network.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,8 @@ from scipy.stats import t as student
 
 LEVEL: Final = 0.95
 """Of intervals; tests are at 5 %."""
+
+AUROC_BOUNDS: Final = (0.0, 1.0)
 
 POWER: Final = 0.8
 """With which the smallest difference that could have been seen is seen."""
@@ -32,16 +34,19 @@ class Inference:
         estimate: A mean AUROC, or a difference of two.
         standard_error: Of the estimate.
         degrees_of_freedom: Of Student's t for it; infinite where seeds add nothing to the patches, or there is one.
+        bounds: The lowest and the highest value there can be: -1 and 1 for a difference, 0 and 1 for an AUROC.
     """
 
     estimate: float
     standard_error: float
     degrees_of_freedom: float
+    bounds: tuple[float, float] = (-1.0, 1.0)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """The interval that covers the true value in a share of `level` of studies."""
+        """The interval that covers the true value in a share of `level` of studies; it ends at the bounds."""
         half = float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
-        return self.estimate - half, self.estimate + half
+        lowest, highest = self.bounds
+        return max(self.estimate - half, lowest), min(self.estimate + half, highest)
 
     def p_difference(self) -> float:
         """Two-sided probability of an estimate as far from 0 if the true value were 0."""
@@ -80,10 +85,11 @@ def infer_arm(aurocs: Float64[np.ndarray, " seeds"], covariance: Float64[np.ndar
     """
     seeds = len(aurocs)
     if seeds == 1:
-        return Inference(float(aurocs[0]), float(covariance[0, 0]) ** 0.5, np.inf)
+        return Inference(float(aurocs[0]), float(covariance[0, 0]) ** 0.5, np.inf, AUROC_BOUNDS)
     of_seeds = float(aurocs.var(ddof=1))
     shared = max(float(_off_diagonal_mean(covariance)), 0.0)
-    return _inference(float(aurocs.mean()), of_seeds, seeds * shared, 1 / seeds, seeds - 1)
+    mean = _inference(float(aurocs.mean()), of_seeds, seeds * shared, 1 / seeds, seeds - 1)
+    return replace(mean, bounds=AUROC_BOUNDS)
 
 
 def compare_arms(aurocs: Aurocs, covariance: Covariance) -> Inference:

@@ -68,7 +68,7 @@ def test_one_seed_is_delongs_test() -> None:
 
 @pytest.mark.slow
 def test_intervals_cover_where_delong_alone_does_not() -> None:
-    """As the issue that asked for this says: three seeds with a standard deviation of .005 between them."""
+    """Three seeds with a standard deviation of .005 between them."""
     rng = np.random.default_rng(0)
     patches, seeds, trials = 3000, 3, 400
     true_auroc = norm.cdf(1.9 / 2**0.5)
@@ -105,6 +105,15 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     assert np.mean([Inference(value, 0.004, 1000.0).p_difference() < 0.05 for value in estimates]) == pytest.approx(
         0.8, abs=0.01
     )
+
+
+def test_no_interval_holds_what_cannot_be() -> None:
+    apart, none = np.array([0.99, 0.80, 0.95]), np.zeros((3, 3))
+    low, high = infer_arm(apart, none).interval()
+    assert 0 < low < high == 1
+    assert infer_arm(1 - apart, none).interval() == (0, pytest.approx(1 - low))
+    found = compare_arms(np.stack([apart, apart[::-1] - 0.99]), np.zeros((2, 3, 2, 3)))
+    assert found.interval()[1] == 1
 
 
 def test_identical_networks_do_not_differ() -> None:
