@@ -496,7 +496,14 @@ def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str
 
 def _inference_row(difference: Inference) -> dict[str, float]:
     low, high = difference.interval()
-    return asdict(difference) | {"low": low, "high": high, "detectable": difference.detectable()}
+    return {
+        "estimate": difference.estimate,
+        "standard_error": difference.standard_error,
+        "degrees_of_freedom": difference.degrees_of_freedom,
+        "low": low,
+        "high": high,
+        "detectable": difference.detectable(),
+    }
 
 
 def _save(picture: Picture, folder: Path) -> str:
