@@ -3,7 +3,7 @@
 
 python scripts/study.py --config configs/studies/demo.yaml --data.root data/synthetic
 python scripts/study.py --config configs/studies/report.yaml --data.root DIR --weights mobilenet_v2.pth
-python scripts/study.py --config configs/studies/report.yaml --report_only
+python scripts/study.py --config configs/studies/report.yaml --report-only
 """
 
 import re
@@ -40,7 +40,7 @@ def study(
         weights: File with ImageNet weights of MobileNetV2, for the arms that start from them; null takes those that
             their configs name, which torchvision downloads.
         shard: Which part of the runs to do here, as 2/4 for the second of four machines. Their `runs` folders, copied
-            into one, make the report.
+            into one, make the report; `checkpoints` need not be copied.
     """
     if data_root is None:
         raise UserError("Expected the folder with the patches for the runs of a study; give it with --data.root.")
@@ -131,7 +131,10 @@ def main(args: Arguments = None) -> None:
     parser = Parser(description="Run a study: train every arm with every seed, measure, and write the report.")
     parser.add_argument("--config", action="config", help="The study's YAML.")
     parser.add_argument(
-        "--report_only", action="store_true", help="Write the report from the runs that are there, and train nothing."
+        "--report-only",
+        "--report_only",
+        action="store_true",
+        help="Write the report from the runs that are there, and train nothing.",
     )
     parser.add_argument("--data.root", type=Path | None, default=None, help="Folder with the patches, in any form.")
     parser.add_function_arguments(study, skip={"plan", "data_root"})

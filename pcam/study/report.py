@@ -146,7 +146,7 @@ def _collect(plan: Plan, folder: StudyFolder) -> Results:
     if not results:
         raise UserError(
             f"Expected at least one run that is done in {folder.runs}, but found none; run the study without "
-            f"--report_only."
+            f"--report-only."
         )
     ordered = {arm: results[arm] for arm in plan.arms if arm in results}
     runs = [run for seeds in ordered.values() for run in seeds.values()]

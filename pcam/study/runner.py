@@ -60,9 +60,9 @@ class StudyFolder:
         return self.runs / run.name / "not_run.txt"
 
     def result(self, run: Run) -> Path | None:
-        """The result of a run, if it is done."""
-        found = self.trained(run)
-        return found.path / "study.json" if found and (found.path / "study.json").exists() else None
+        """The result of a run, if it is done; whether its checkpoints are still there or not."""
+        results = [version.path / "study.json" for version in RunFolder.versions(self.runs, run.name)]
+        return next((result for result in reversed(results) if result.exists()), None)
 
     def trained(self, run: Run) -> RunFolder | None:
         """The latest folder of a run that has a checkpoint, if there is one."""

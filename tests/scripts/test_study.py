@@ -167,7 +167,7 @@ def test_a_shipped_study_is_whole(
     monkeypatch.chdir(REPOSITORY)  # its configs are relative to it
     path = REPOSITORY / "configs" / "studies" / f"{name}.yaml"
     with pytest.raises(SystemExit):
-        study(["--config", str(path), "--output", str(tmp_path), "--report_only"])
+        study(["--config", str(path), "--output", str(tmp_path), "--report-only"])
     assert "Expected at least one run that is done" in capsys.readouterr().err
     assert yaml.safe_load(path.read_text())["name"] == name
     assert not list(tmp_path.iterdir())

@@ -61,8 +61,7 @@ def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0, shifte
     noise = np.random.default_rng((run.seed, seed)).normal(size=PATCHES)
     shared = rng.normal(size=PATCHES)
     trained = RunFolder(folder.runs / run.name / "version_0")
-    trained.checkpoints.mkdir(parents=True)
-    (trained.checkpoints / "last.ckpt").touch()
+    trained.path.mkdir(parents=True)  # no checkpoints: results alone make the report
     (trained.path / "environment.json").write_text(
         json.dumps(
             {
