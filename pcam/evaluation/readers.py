@@ -20,10 +20,11 @@ AUROC_BOUNDS: Final = (0.0, 1.0)
 POWER: Final = 0.8
 """With which the smallest difference that could have been seen is seen."""
 
-Aurocs = Float64[np.ndarray, "arms seeds"]
+Merits = Float64[np.ndarray, "arms seeds"]
+"""How good each network is: its AUROC, or a mean over patches, as its loss."""
 
 Covariance = Float64[np.ndarray, "arms seeds arms seeds"]
-"""How two AUROCs on the same patches vary together over patches."""
+"""How two of them on the same patches vary together over patches."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Inference:
     """An estimate and how sure it is.
 
     Args:
-        estimate: A mean AUROC, or a difference of two.
+        estimate: A mean over seeds, or a difference of two.
         standard_error: Of the estimate.
         degrees_of_freedom: Of Student's t for it; infinite where seeds add nothing to the patches, or there is one.
-        bounds: The lowest and the highest value there can be: -1 and 1 for a difference, 0 and 1 for an AUROC.
+        bounds: The lowest and the highest value there can be: -1 and 1 for a difference of AUROCs, 0 and 1 for an
+            AUROC.
     """
 
     estimate: float
@@ -92,30 +94,31 @@ def infer_arm(aurocs: Float64[np.ndarray, " seeds"], covariance: Float64[np.ndar
     return replace(mean, bounds=AUROC_BOUNDS)
 
 
-def compare_arms(aurocs: Aurocs, covariance: Covariance) -> Inference:
-    """Estimate by how much the mean AUROC of one arm is above that of another.
+def compare_arms(merits: Merits, covariance: Covariance, bounds: tuple[float, float] = (-1.0, 1.0)) -> Inference:
+    """Estimate by how much the mean over seeds of one arm is above that of another.
 
     Args:
-        aurocs: Of the two arms at the same seeds, on the same patches.
-        covariance: Over patches (DeLong's).
+        merits: Of the two arms at the same seeds, on the same patches: AUROCs, or means over patches.
+        covariance: Over patches (for AUROCs, DeLong's).
+        bounds: The lowest and the highest difference there can be.
 
     Returns:
-        The first less the second; with one seed, DeLong's test of these two networks.
+        The first less the second; with one seed, the paired test of these two networks (for AUROCs, DeLong's).
 
     Source: Obuchowski and Rockette 1995, "Hypothesis testing of diagnostic accuracy for multiple readers and multiple
     tests: an ANOVA approach with dependent observations"; the degrees of freedom are those of Hillis 2007.
     """
-    _, seeds = aurocs.shape
-    difference = float(aurocs[0].mean() - aurocs[1].mean())
+    _, seeds = merits.shape
+    difference = float(merits[0].mean() - merits[1].mean())
     first, second, between = covariance[0, :, 0], covariance[1, :, 1], covariance[0, :, 1]
     if seeds == 1:
         variance = float(first[0, 0] + second[0, 0] - 2 * between[0, 0])
-        return Inference(difference, max(variance, 0.0) ** 0.5, np.inf)
+        return Inference(difference, max(variance, 0.0) ** 0.5, np.inf, bounds)
     # Mean square of arms by seeds, and what seeds of one arm share beyond seeds of different arms.
-    interaction = float((aurocs[0] - aurocs[1]).var(ddof=1)) / 2
+    interaction = float((merits[0] - merits[1]).var(ddof=1)) / 2
     same_arm = (_off_diagonal_mean(first) + _off_diagonal_mean(second)) / 2
     shared = max(same_arm - _off_diagonal_mean(between), 0.0)
-    return _inference(difference, interaction, seeds * shared, 2 / seeds, seeds - 1)
+    return replace(_inference(difference, interaction, seeds * shared, 2 / seeds, seeds - 1), bounds=bounds)
 
 
 def holm(p_values: Float64[np.ndarray, " questions"]) -> Float64[np.ndarray, " questions"]:

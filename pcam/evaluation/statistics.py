@@ -125,6 +125,22 @@ def delong_covariance(
     return right_tumour.mean(axis=1), np.atleast_2d(covariance)
 
 
+def mean_covariance(
+    values: Float64[np.ndarray, "classifiers patches"],
+) -> tuple[Float64[np.ndarray, " classifiers"], Float64[np.ndarray, "classifiers classifiers"]]:
+    """Estimate means over the same patches, as of losses, and how they vary together.
+
+    Takes patches as independent, as `delong_covariance` does.
+
+    Args:
+        values: Of each classifier and patch; at least two patches.
+
+    Returns:
+        The means and their covariance matrix.
+    """
+    return values.mean(axis=1), np.atleast_2d(np.cov(values)) / values.shape[1]
+
+
 def delong_test(
     labels: Float64[np.ndarray, " patches"],
     first: Float64[np.ndarray, " patches"],

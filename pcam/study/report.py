@@ -2,23 +2,25 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.figures import interval_words
+from pcam.evaluation.metrics import cross_entropy
 from pcam.evaluation.readers import LEVEL, Inference, compare_arms, holm, infer_arm
-from pcam.evaluation.statistics import delong_covariance
+from pcam.evaluation.statistics import delong_covariance, mean_covariance
 from pcam.study.figures import forest_figure, loss_figure, published_roc_figure, roc_of_arms_figure
 from pcam.study.plan import FIRST_READING, READING_NAMES, Plan, Question, Reading
 from pcam.study.results import METRICS, RunResult
@@ -34,6 +36,16 @@ SIGNIFICANCE: Final = 1 - LEVEL
 
 Results = Mapping[str, Mapping[int, RunResult]]
 """The runs that are done, by arm and seed; an arm without any is not there."""
+
+Labels = Float64[np.ndarray, " patches"]
+Logits = Float64[np.ndarray, "networks patches"]
+Merits = tuple[Float64[np.ndarray, " networks"], Float64[np.ndarray, "networks networks"]]
+"""How good networks are on the same patches, and how that varies together over patches."""
+
+Measure = Callable[[Labels, Logits], Merits]
+
+Side = tuple[Sequence[RunResult], Reading]
+"""One side of a comparison: an arm's runs, in the order of seeds, and how they are read."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,7 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
     sheets = {
         "arms": _arms_sheet(plan, results),
         "questions": _questions_sheet(plan, answers),
+        "lag": _lag_sheet(plan, results),
         "published": _published_sheet(plan, results),
         "changes": _changes_sheet(plan, results),
         "conditions": _conditions_sheet(plan, results),
@@ -178,7 +191,14 @@ def _answer(plan: Plan, results: Results) -> list[Answer]:
     differences: list[tuple[list[int], Inference | None]] = []
     for question in plan.questions:
         seeds = sorted(results.get(question.arm, {}).keys() & results.get(question.other, {}).keys())
-        differences.append((seeds, _compare(question, results, seeds) if seeds else None))
+        if not seeds:
+            differences.append((seeds, None))
+            continue
+        first, second = (
+            ([results[arm][seed] for seed in seeds], reading)
+            for arm, reading in zip((question.arm, question.other), question.readings, strict=True)
+        )
+        differences.append((seeds, _compare(first, second, delong_covariance)))
     p_values = [
         1.0
         if difference is None
@@ -192,14 +212,20 @@ def _answer(plan: Plan, results: Results) -> list[Answer]:
     return [Answer(question, seeds, difference, p, holm_p) for question, (seeds, difference), p, holm_p in rows]
 
 
-def _compare(question: Question, results: Results, seeds: Sequence[int]) -> Inference:
-    first, second = question.readings
-    runs = [results[question.arm][seed] for seed in seeds]
-    others = [results[question.other][seed] for seed in seeds]
-    logits = [run.logits(first) for run in runs] + [run.logits(second) for run in others]
-    aurocs, covariance = delong_covariance(runs[0].labels, np.stack(logits))
-    shape = (2, len(seeds))
-    return compare_arms(aurocs.reshape(shape), covariance.reshape(*shape, *shape))
+def _compare(first: Side, second: Side, measure: Measure, bounds: tuple[float, float] = (-1.0, 1.0)) -> Inference:
+    """Compare two arms, or two readings of one, at the same seeds."""
+    logits = np.stack([run.logits(reading) for runs, reading in (first, second) for run in runs])
+    merits, covariance = measure(first[0][0].labels, logits)
+    shape = (2, len(first[0]))
+    return compare_arms(merits.reshape(shape), covariance.reshape(*shape, *shape), bounds)
+
+
+def _losses(labels: Labels, logits: Logits) -> Merits:
+    return mean_covariance(np.stack([cross_entropy(labels, row) for row in logits]))
+
+
+def _accuracies(labels: Labels, logits: Logits) -> Merits:
+    return mean_covariance(((logits > 0) == labels).astype(np.float64))
 
 
 def _mean(runs: Sequence[RunResult], reading: Reading) -> Inference:
@@ -261,6 +287,42 @@ def _claims(plan: Plan, results: Results) -> list[str]:
                 f"{means[FIRST_READING]['auroc']:.3f}."
             )
     return claims
+
+
+def _lags(plan: Plan, results: Results) -> list[tuple[str, int, dict[str, Inference]]]:
+    """What evaluation with the published study's statistics adds to each metric of the same weights.
+
+    Returns:
+        Name, number of seeds, and each metric's difference, of every arm whose batch norm is read in all ways.
+    """
+    measures: dict[str, tuple[Measure, tuple[float, float]]] = {
+        "loss": (_losses, (-inf, inf)),
+        "accuracy": (_accuracies, (-1.0, 1.0)),
+        "auroc": (delong_covariance, (-1.0, 1.0)),
+    }
+    lags = []
+    for arm, seeds in results.items():
+        if plan.arms[arm].batch_norm_readings:
+            runs = list(seeds.values())
+            lagging, current = (runs, PUBLISHED_READING), (runs, MAIN_READING)
+            found = {name: _compare(lagging, current, measure, bounds) for name, (measure, bounds) in measures.items()}
+            lags.append((arm, len(runs), found))
+    return lags
+
+
+def _lag_sheet(plan: Plan, results: Results) -> Sheet:
+    rows = [
+        [plan.arms[arm].label, str(seeds)]
+        + [f"{lag.estimate:+.4f} ({_signed(lag.interval())})" for lag in found.values()]
+        for arm, seeds, found in _lags(plan, results)
+    ]
+    return Sheet(
+        f"What the lag does at the last checkpoint, the weights the same: {READING_NAMES[PUBLISHED_READING]} less "
+        f"{READING_NAMES[MAIN_READING]}. Means over seeds, with 95 % intervals that count patches and seeds; with one "
+        f"seed, patches only. Beside the questions, and not corrected with them.",
+        ["arm", "seeds", "loss", "accuracy", "AUROC"],
+        rows,
+    )
 
 
 def _arms_sheet(plan: Plan, results: Results) -> Sheet:
@@ -459,7 +521,7 @@ def _reading_words(runs: Sequence[RunResult], name: str = "auroc") -> str:
 
 
 def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str, pd.DataFrame]:
-    """Every number at full precision."""
+    """Every number at full precision; no table that would be empty."""
     runs = [
         {"arm": arm, "seed": seed, "reading": reading, "step": run.record["step"], "seconds": run.record["seconds"]}
         | run.metrics(reading)
@@ -490,8 +552,13 @@ def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str
         for arm, seeds in results.items()
         for seed, run in seeds.items()
     ]
-    tables: dict[str, list[dict[str, Any]]] = {"runs": runs, "arms": arms, "questions": questions}
-    return {name: pd.DataFrame(rows) for name, rows in tables.items()} | {"curves": pd.concat(curves)}
+    lags = [
+        {"arm": arm, "metric": name, "seeds": seeds} | _inference_row(lag)
+        for arm, seeds, found in _lags(plan, results)
+        for name, lag in found.items()
+    ]
+    tables: dict[str, list[dict[str, Any]]] = {"runs": runs, "arms": arms, "questions": questions, "lag": lags}
+    return {name: pd.DataFrame(rows) for name, rows in tables.items() if rows} | {"curves": pd.concat(curves)}
 
 
 def _inference_row(difference: Inference) -> dict[str, float]:

@@ -2,11 +2,18 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, ttest_rel
 from sklearn.metrics import roc_auc_score
 
 from pcam.evaluation import statistics
-from pcam.evaluation.statistics import RESAMPLES, delong_covariance, delong_test, interval, resample_groups
+from pcam.evaluation.statistics import (
+    RESAMPLES,
+    delong_covariance,
+    delong_test,
+    interval,
+    mean_covariance,
+    resample_groups,
+)
 
 
 def two_classifiers(count: int, seed: int, better: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,6 +51,15 @@ def test_delong_agrees_with_its_definition() -> None:
     z = contrast @ expected_aurocs / np.sqrt(contrast @ expected_covariance @ contrast)
     assert (found.difference, found.z) == (pytest.approx(contrast @ expected_aurocs), pytest.approx(z))
     assert found.p == pytest.approx(2 * norm.cdf(-abs(z)))
+
+
+def test_the_covariance_of_means_is_that_of_a_paired_t_test() -> None:
+    values = np.random.default_rng(3).normal(size=(2, 50)) + np.linspace(0, 3, 50)
+    means, covariance = mean_covariance(values)
+    expected = ttest_rel(*values)
+    assert means == pytest.approx(values.mean(axis=1))
+    error = (covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]) ** 0.5
+    assert (means[0] - means[1]) / error == pytest.approx(expected.statistic)
 
 
 def test_delong_agrees_with_the_bootstrap() -> None:

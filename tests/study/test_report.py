@@ -155,6 +155,26 @@ def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
     assert arms.loc[("good", "reestimated"), "auroc_sd"] == pytest.approx(values.std(ddof=1))
 
 
+def test_the_lag_is_what_its_statistics_add_at_the_same_weights(folder: StudyFolder) -> None:
+    table = pd.read_csv(folder.report / "lag.csv").set_index(["arm", "metric"])
+    assert set(table.index) == {(arm, metric) for arm in ("good", "same") for metric in ("loss", "accuracy", "auroc")}
+    runs = [
+        RunResult.read(folder.runs / f"good_seed_{seed}" / "version_0" / "study.json", "valid") for seed in PLAN.seeds
+    ]
+    for metric in ("loss", "accuracy", "auroc"):
+        found = table.loc[("good", metric)]
+        lags = [run.metrics("momentum_0.001")[metric] - run.metrics("reestimated")[metric] for run in runs]
+        assert found["seeds"] == 3
+        assert found["estimate"] == pytest.approx(np.mean(lags))
+        # Seeds alone would say this; patches can only add to it.
+        assert found["standard_error"] >= np.std(lags, ddof=1) / 3**0.5 * (1 - 1e-9)
+        assert found["low"] < found["estimate"] < found["high"]
+    row = next(
+        line for line in (folder.report / "report.md").read_text().splitlines() if "| good network | 3 | +" in line
+    )
+    assert f"| {table.loc[('good', 'loss'), 'estimate']:+.4f} (" in row
+
+
 def test_published_selection_is_the_validation_with_the_lowest_loss_of_the_reading(folder: StudyFolder) -> None:
     run = RunResult.read(folder.runs / "good_seed_1" / "version_0" / "study.json", "valid")
     assert run.published_selection("momentum_0.001") == {"step": 5, "loss": 0.6931, "accuracy": 0.5, "auroc": 0.51}
@@ -241,6 +261,7 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
     assert "| poor network | stains shifted | 3 |" in text
     assert "ublished" not in text
     assert "momentum" not in text
+    assert not (made.report / "lag.csv").exists()
     run = RunResult.read(made.runs / "poor_seed_1" / "version_0" / "study.json", "valid")
     assert run.validation("loss", "stain_shifted").tolist() == [0.9, 0.8]
 
