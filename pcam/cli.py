@@ -462,7 +462,7 @@ class PCamCLI(LightningCLI):
         store = self.datamodule.packed(split)
         batches = self.trainer.predict(self.model, self.datamodule.loader(split, shifted=shifted))
         logits = torch.cat([output["logits"] for output in cast(list[PredictOutput], batches)]).cpu().numpy()
-        return Predictions(store.ids(), store.labels, logits, store.pixel_hashes())
+        return Predictions(store.ids(), store.labels, logits, store.pixel_hashes(), store.slides())
 
 
 def load_run(

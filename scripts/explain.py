@@ -27,6 +27,7 @@ from pcam.errors import UserError
 from pcam.evaluation.explain import CHANCE, Attributions, CentreShare, centre_share, explain, overlay_sheet
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.predictions import check_finite
+from pcam.evaluation.statistics import independent_units
 from pcam.patches import CLASS_NAMES, Logits, PatchArray, SplitName
 from pcam.run_folder import CheckpointName, RunFolder, run_names
 
@@ -97,9 +98,9 @@ def _explain_split(
             for batch in track(np.split(rows, rows[BATCH_SIZE::BATCH_SIZE]), f"Explaining {run.path}")
         ]
     )
-    groups = np.array(store.pixel_hashes())
+    units = np.array(independent_units(store.pixel_hashes(), store.slides()))
     measures = {
-        name: CentreShare.measure(shares[store.labels == label], groups[store.labels == label].tolist())
+        name: CentreShare.measure(shares[store.labels == label], units[store.labels == label].tolist())
         for label, name in enumerate(CLASS_NAMES)
     }
     record = {

@@ -14,10 +14,10 @@ from typing import Final
 
 from pcam.cli import Arguments, Parser, PCamCLI, front_door, load_run
 from pcam.errors import UserError
-from pcam.evaluation.predictions import Predictions
+from pcam.evaluation.predictions import Predictions, check_finite
 from pcam.models.batch_norm import REESTIMATION_PATCHES, learning_layers, reestimate_batch_norm, write_statistics
 from pcam.run_folder import RunFolder
-from pcam.study.plan import FIRST_READING, Plan, Reading, Run
+from pcam.study.plan import FIRST_READING, READING_NAMES, Plan, Reading, Run
 from pcam.study.report import write_report
 from pcam.study.results import write_result
 from pcam.study.runner import Conditions, StudyFolder, execute
@@ -46,7 +46,7 @@ def study(
         raise UserError("Expected the folder with the patches for the runs of a study; give it with --data.root.")
     folder = _folder(plan, output)
     runs = _shard(plan.runs(), shard)
-    failures = execute(plan, runs, folder, Conditions(data_root, weights), partial(measure, plan))
+    failures = execute(plan, runs, folder, Conditions(data_root, weights), partial(measure, plan, data_root))
     if any(folder.result(run) for run in plan.runs()):
         _report(plan, folder)
     if failures:
@@ -57,30 +57,33 @@ def study(
         )
 
 
-def measure(plan: Plan, run: Run, trained: RunFolder) -> None:
+def measure(plan: Plan, data_root: Path, run: Run, trained: RunFolder) -> None:
     """Predict with the last checkpoint, once for each reading, and write the result.
 
     Args:
         plan: The study.
+        data_root: Folder with the patches.
         run: The run.
         trained: Its folder.
     """
-    cli = load_run(trained, "last")
+    cli = load_run(trained, "last", data_root)
+    # First: the readings of batch norm leave their statistics in the network.
+    shifted = cli.predict(plan.split, shifted=True) if cli.datamodule.stain_shifts else None
     if plan.arms[run.arm].batch_norm_readings:
         readings = _read_batch_norm(cli, trained, plan)
     else:
         readings = {FIRST_READING: cli.predict(plan.split)}
-    if cli.datamodule.stain_shifts:
-        readings["stain_shifted"] = cli.predict(plan.split, shifted=True)
+    if shifted is not None:
+        readings["stain_shifted"] = shifted
+    for reading, predictions in readings.items():
+        check_finite(predictions.logits, f"{trained.path} on {plan.split} ({READING_NAMES[reading]})")
     train = cli.datamodule.packed("train")
     facts = {
         "step": cli.checkpoint_step,
         "batch_size": cli.datamodule.batch_size,
         "train_patches": len(train),
         "passes": cli.checkpoint_step * cli.datamodule.batch_size / len(train),
-        "data_root": str(cli.datamodule.root),
         "data_fingerprint": cli.datamodule.packed(plan.split).fingerprint,
-        "slides_known": cli.datamodule.packed(plan.split).slides() is not None,
     }
     write_result(run, trained, plan.split, readings, facts)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pcam.errors import UserError
-from pcam.evaluation.statistics import Interval, interval, resample_groups
+from pcam.evaluation.statistics import Interval, interval, resample_units
 from pcam.extras import import_extra
 from pcam.patches import CENTRE_START, CENTRE_STOP, PATCH_SIZE, Logits, PatchArray, Patches
 
@@ -92,7 +92,7 @@ class CentreShare:
         patches: Of this class.
         without_evidence: How many of them have no evidence anywhere, and so no share.
         mean: Mean share of the others, 0..1; NaN if there are none.
-        interval: Its 95 % interval, from resampling groups of identical patches.
+        interval: Its 95 % interval, from resampling slides, or groups of identical patches.
     """
 
     patches: int
@@ -101,12 +101,12 @@ class CentreShare:
     interval: Interval
 
     @classmethod
-    def measure(cls, shares: NDArray[np.float64], groups: Sequence[str]) -> "CentreShare":
+    def measure(cls, shares: NDArray[np.float64], units: Sequence[str]) -> "CentreShare":
         """Average.
 
         Args:
             shares: Of each patch of one class; NaN without evidence.
-            groups: The group of each patch.
+            units: The unit of each patch, as `independent_units` names it.
 
         Returns:
             The mean and how sure it is.
@@ -116,7 +116,7 @@ class CentreShare:
             return cls(len(shares), len(shares), np.nan, (np.nan, np.nan))
         values = shares[defined]
         resampled = [
-            weights @ values / weights.sum(axis=1) for weights in resample_groups(np.asarray(groups)[defined].tolist())
+            weights @ values / weights.sum(axis=1) for weights in resample_units(np.asarray(units)[defined].tolist())
         ]
         return cls(len(shares), len(shares) - len(values), float(values.mean()), interval(np.concatenate(resampled)))
 

@@ -14,7 +14,7 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit
 
 from pcam.evaluation.predictions import Predictions
-from pcam.evaluation.statistics import SEED, Interval, Values, Weights, chunks, group_numbers, interval, resample_groups
+from pcam.evaluation.statistics import SEED, Interval, Values, Weights, chunks, interval, number_units, resample_units
 
 CALIBRATION_BINS: Final = 15
 """Bins of equal width over the score of label 1, 0..1.
@@ -235,7 +235,7 @@ class Calibration:
         Args:
             labels: 0 or 1.
             logits: Finite.
-            groups: The group of each patch.
+            groups: The group of identical patches that each patch is in.
 
         Returns:
             The comparison.
@@ -246,7 +246,7 @@ class Calibration:
         members = np.eye(CALIBRATION_BINS)[np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)]
         counts, expected = members.sum(axis=0), scores @ members
         filled = np.where(counts > 0, counts, np.nan)
-        numbers, group_count = group_numbers(groups)
+        numbers, group_count = number_units(groups)
         rng = np.random.default_rng(SEED)
         simulated = np.concatenate(
             [
@@ -316,7 +316,8 @@ class Estimate(NamedTuple):
 
     Args:
         value: Over all patches; NaN if undefined.
-        interval: Its 95 % interval, from resampling groups of identical patches; NaN if undefined or not resampled.
+        interval: Its 95 % interval, from resampling slides, or groups of identical patches; NaN if undefined or not
+            resampled.
     """
 
     value: float
@@ -372,7 +373,7 @@ def measure(predictions: Predictions, choices: Choices) -> Measurement:
     cuts, values = statistics(np.ones((1, len(labels))))
     drawn: dict[str, list[Values]] = {name: [] for name in values}
     heights = []
-    for weights in resample_groups(predictions.groups):
+    for weights in resample_units(predictions.units):
         resampled_cuts, resampled = statistics(weights)
         heights.append(resampled_cuts.sensitivity_at(ROC_GRID))
         for name, chunk in resampled.items():

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
+from pcam.evaluation.statistics import independent_units
 from pcam.patches import Labels, Logits, Patches
 
 
@@ -26,12 +27,19 @@ class Predictions:
         labels: Shape (patches,), 0 or 1.
         logits: Shape (patches,), float32.
         groups: The SHA-1 of each patch's pixels in hexadecimal: patches of one group are identical.
+        slides: The slide of each patch, empty where it is not known; None if none is.
     """
 
     ids: list[str]
     labels: NDArray[np.uint8]
     logits: NDArray[np.float32]
     groups: list[str]
+    slides: list[str] | None = None
+
+    @property
+    def units(self) -> list[str]:
+        """What was drawn independently of each other: the slide of each patch if it is known, else its group."""
+        return independent_units(self.groups, self.slides)
 
     @property
     def scores(self) -> NDArray[np.float64]:
@@ -44,7 +52,9 @@ class Predictions:
         return torch.from_numpy(self.scores), torch.from_numpy(self.labels.astype(np.int64))
 
     def write(self, path: Path) -> None:
-        """Write a CSV with the columns id, label, logit, score and group, at full precision, in the order of the ids.
+        """Write a CSV with the columns id, label, logit, score, group and, where slides are known, slide.
+
+        At full precision, in the order of the ids.
 
         Args:
             path: The file; replaced only when the new one is whole.
@@ -57,6 +67,7 @@ class Predictions:
                 "score": self.scores,
                 "group": self.groups,
             }
+            | ({} if self.slides is None else {"slide": self.slides})
         )
         with atomic_path(path) as temporary:
             table.sort_values("id").to_csv(temporary, index=False)

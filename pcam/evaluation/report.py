@@ -123,7 +123,13 @@ def write_results(
             "before": _calibration(measurement.calibration),
             "after": None if measurement.rescaled is None else _calibration(measurement.rescaled),
         },
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "groups": len(set(predictions.groups)), "level": 0.95},
+        "bootstrap": {
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "of": "groups of identical patches" if predictions.slides is None else "slides",
+            "units": len(set(predictions.units)),
+            "level": 0.95,
+        },
     }
     scalars = {name: estimate.value for name, estimate in measurement.metrics.items()}
     scalars |= dict(zip(["auroc_low", "auroc_high"], measurement.metrics["auroc"].interval, strict=True))
@@ -204,7 +210,8 @@ def print_details(system: System, choices: Choices, measurements: Mapping[SplitN
     columns = [f"{split}, {len(system.predictions[split].ids):,} patches" for split in measurements]
     labels = [system.predictions[split].labels for split in measurements]
     console = Console()
-    table = Table("metric", title=f"{system.name} (step {system.step:,}), 95 % intervals")
+    drawn = "patches" if system.predictions["valid"].slides is None else "slides"
+    table = Table("metric", title=f"{system.name} (step {system.step:,}), 95 % intervals for other {drawn}")
     for column in columns:
         table.add_column(column, justify="right")
     for name in next(iter(measurements.values())).metrics:
@@ -264,16 +271,20 @@ def mean_over_seeds(
         name: float(np.mean([measurement.metrics[name].value for _, measurement in seeds]))
         for name in ("accuracy", "loss")
     }
-    return [system.name for system, _ in seeds], infer_arm(*delong_covariance(labels, logits)), means
+    return (
+        [system.name for system, _ in seeds],
+        infer_arm(*delong_covariance(labels, logits, predictions[0].units)),
+        means,
+    )
 
 
 def compare(results: Sequence[tuple[System, Measurement]], split: SplitName, output: Path) -> None:
     """Write and print how systems differ on the same patches, and the mean of those that are seeds."""
-    labels = results[0][0].predictions[split].labels
+    labels, units = results[0][0].predictions[split].labels, results[0][0].predictions[split].units
     pairs = []
     for (first, one), (second, other) in itertools.combinations(results, 2):
         logits = [system.predictions[split].logits.astype(np.float64) for system in (first, second)]
-        test = delong_test(labels.astype(np.float64), *logits)
+        test = delong_test(labels.astype(np.float64), logits[0], logits[1], units)
         low, high = interval(one.resampled_auroc - other.resampled_auroc)
         pairs.append((first.name, second.name, test, Estimate(test.difference, (low, high))))
     mean = mean_over_seeds(results, split)
@@ -301,7 +312,12 @@ def compare(results: Sequence[tuple[System, Measurement]], split: SplitName, out
         ],
         "mean_over_seeds": None
         if mean is None
-        else {"seeds": mean[0], "auroc": mean[1].estimate, "interval": list(mean[1].interval()), **mean[2]},
+        else {
+            "seeds": mean[0],
+            "auroc": mean[1].estimate,
+            "interval": [_defined(end) for end in mean[1].interval()],
+            **mean[2],
+        },
     }
     with atomic_path(output / "comparison.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")

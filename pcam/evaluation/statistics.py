@@ -1,4 +1,8 @@
-"""How sure a number is: resampling of groups of identical patches, and DeLong's test of paired AUROCs."""
+"""How sure a number is: resampling of what was drawn independently, and DeLong's test of paired AUROCs.
+
+That is a slide, where slides are known: its patches share a patient and a staining. Else it is a group of identical
+patches, and what is said of the patches is said for these slides alone.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,26 +36,40 @@ def chunks(draws: int, patches: int) -> Iterator[int]:
         yield min(size, draws - start)
 
 
-def group_numbers(groups: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Number the groups of identical patches.
+def independent_units(groups: Sequence[str], slides: Sequence[str] | None) -> list[str]:
+    """Name what was drawn independently of each other.
 
     Args:
-        groups: The group of each patch.
+        groups: The group of identical patches that each patch is in.
+        slides: The slide of each patch, empty where it is not known; None if none is.
 
     Returns:
-        Shape (patches,), the number of each patch's group, from 0; and how many groups there are.
+        The slide of each patch, or its group where the slide is not known.
     """
-    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    return list(groups) if slides is None else [slide or group for slide, group in zip(slides, groups, strict=True)]
+
+
+def number_units(units: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Number what patches are in: slides, or groups of identical patches.
+
+    Args:
+        units: The unit of each patch.
+
+    Returns:
+        Shape (patches,), the number of each patch's unit, from 0; and how many units there are.
+    """
+    names, numbers = np.unique(np.asarray(units), return_inverse=True)
     return numbers, len(names)
 
 
-def resample_groups(groups: Sequence[str]) -> Iterator[Weights]:
-    """Draw whole groups of identical patches with replacement, as many as there are, `RESAMPLES` times.
+def resample_units(units: Sequence[str]) -> Iterator[Weights]:
+    """Draw whole units with replacement, as many as there are, `RESAMPLES` times.
 
-    Identical patches are one observation: drawn one by one, they would make intervals too narrow.
+    A slide's patches, and more so identical ones, say less than as many independent ones: drawn one by one, they would
+    make intervals too narrow.
 
     Args:
-        groups: The group of each patch.
+        units: The unit of each patch, as `independent_units` names it.
 
     Yields:
         Chunks of the resamples.
@@ -59,7 +77,7 @@ def resample_groups(groups: Sequence[str]) -> Iterator[Weights]:
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 8: what is independent is
     what is drawn.
     """
-    numbers, count = group_numbers(groups)
+    numbers, count = number_units(units)
     rng = np.random.default_rng(SEED)
     for resamples in chunks(RESAMPLES, len(numbers)):
         drawn = rng.integers(count, size=(resamples, count)) + count * np.arange(resamples)[:, None]
@@ -99,21 +117,21 @@ class DeLong:
 
 
 def delong_covariance(
-    labels: Float64[np.ndarray, " patches"], logits: Float64[np.ndarray, "classifiers patches"]
+    labels: Float64[np.ndarray, " patches"], logits: Float64[np.ndarray, "classifiers patches"], units: Sequence[str]
 ) -> tuple[Float64[np.ndarray, " classifiers"], Float64[np.ndarray, "classifiers classifiers"]]:
     """Estimate AUROCs on the same patches, and how they vary together; cost n log n in the number of patches.
 
-    Takes patches as independent: with many repeats its variances are somewhat too small, unlike the bootstrap's.
-
     Args:
-        labels: 0 or 1, at least two of each.
+        labels: 0 or 1, at least one of each.
         logits: Of each classifier.
+        units: The unit of each patch, as `independent_units` names it. Where each patch is one, this is DeLong's.
 
     Returns:
-        The AUROCs and their covariance matrix.
+        The AUROCs and their covariance matrix, which is NaN where a class has a single unit.
 
     Source: DeLong et al. 1988, "Comparing the areas under two or more correlated receiver operating characteristic
-    curves"; computed as in Sun and Xu 2014, "Fast implementation of DeLong's algorithm".
+    curves", computed as in Sun and Xu 2014, "Fast implementation of DeLong's algorithm"; for units of several patches
+    Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data".
     """
     tumour, normal = logits[:, labels == 1], logits[:, labels == 0]
     positives, negatives = tumour.shape[1], normal.shape[1]
@@ -121,30 +139,54 @@ def delong_covariance(
     # The share of the other class that each patch is on the right side of; a tie counts half.
     right_tumour = (ranks[:, :positives] - rankdata(tumour, axis=1)) / negatives
     right_normal = 1 - (ranks[:, positives:] - rankdata(normal, axis=1)) / positives
-    covariance = np.cov(right_tumour) / positives + np.cov(right_normal) / negatives
-    return right_tumour.mean(axis=1), np.atleast_2d(covariance)
+    aurocs = right_tumour.mean(axis=1)
+    numbers, count = number_units(units)
+    of_tumour, of_normal = numbers[labels == 1], numbers[labels == 0]
+    tumour_sums = _unit_sums(right_tumour - aurocs[:, None], of_tumour, count) / positives
+    normal_sums = _unit_sums(right_normal - aurocs[:, None], of_normal, count) / negatives
+    both = _few_units(count) * tumour_sums @ normal_sums.T
+    covariance = (
+        _few_units(len(np.unique(of_tumour))) * tumour_sums @ tumour_sums.T
+        + _few_units(len(np.unique(of_normal))) * normal_sums @ normal_sums.T
+        + both
+        + both.T
+    )
+    return aurocs, covariance
 
 
 def mean_covariance(
-    values: Float64[np.ndarray, "classifiers patches"],
+    values: Float64[np.ndarray, "classifiers patches"], units: Sequence[str]
 ) -> tuple[Float64[np.ndarray, " classifiers"], Float64[np.ndarray, "classifiers classifiers"]]:
     """Estimate means over the same patches, as of losses, and how they vary together.
 
-    Takes patches as independent, as `delong_covariance` does.
-
     Args:
-        values: Of each classifier and patch; at least two patches.
+        values: Of each classifier and patch.
+        units: The unit of each patch, as `independent_units` names it.
 
     Returns:
-        The means and their covariance matrix.
+        The means and their covariance matrix, which is NaN where there is a single unit.
     """
-    return values.mean(axis=1), np.atleast_2d(np.cov(values)) / values.shape[1]
+    means = values.mean(axis=1)
+    numbers, count = number_units(units)
+    sums = _unit_sums(values - means[:, None], numbers, count) / values.shape[1]
+    return means, _few_units(count) * sums @ sums.T
+
+
+def _unit_sums(values: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
+    """Sum each row over the patches of each unit."""
+    return np.stack([np.bincount(numbers, row, count) for row in values])
+
+
+def _few_units(count: int) -> float:
+    """What makes up for deviations being from a mean of the same few units; NaN for a single one, which has none."""
+    return count / (count - 1) if count > 1 else np.nan
 
 
 def delong_test(
     labels: Float64[np.ndarray, " patches"],
     first: Float64[np.ndarray, " patches"],
     second: Float64[np.ndarray, " patches"],
+    units: Sequence[str],
 ) -> DeLong:
     """Test whether two classifiers differ in AUROC on the same patches.
 
@@ -152,13 +194,14 @@ def delong_test(
         labels: 0 or 1.
         first: Logits of one classifier.
         second: Logits of the other.
+        units: The unit of each patch, as `independent_units` names it.
 
     Returns:
-        The difference and the test; all NaN with fewer than two patches of a class.
+        The difference and the test: all NaN without patches of both classes, `z` and `p` where a class has one unit.
     """
-    if min((labels == 0).sum(), (labels == 1).sum()) < 2:
+    if not 0 < labels.sum() < len(labels):
         return DeLong(np.nan, np.nan, np.nan)
-    aurocs, covariance = delong_covariance(labels, np.stack([first, second]))
+    aurocs, covariance = delong_covariance(labels, np.stack([first, second]), units)
     difference = float(aurocs[0] - aurocs[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     # Rounding leaves about 1e-17 where both rank alike.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.readers import Inference
-from pcam.evaluation.statistics import SEED, resample_groups
+from pcam.evaluation.statistics import SEED, resample_units
 from pcam.study.plan import Published, Question, Reading
 from pcam.study.results import RunResult
 
@@ -150,7 +150,7 @@ def _roc(runs: Sequence[RunResult], reading: Reading) -> tuple[NDArray[np.float6
     mean = np.mean([_heights(run, reading, once)[0] for run in runs], axis=0)
     rng = np.random.default_rng(SEED)
     resampled = []
-    for weights in resample_groups(runs[0].groups):
+    for weights in resample_units(runs[0].units):
         heights = np.stack([_heights(run, reading, weights) for run in runs], axis=1)
         drawn = rng.integers(len(runs), size=(len(heights), len(runs)))
         resampled.append(np.take_along_axis(heights, drawn[:, :, None], axis=1).mean(axis=1))

@@ -75,14 +75,22 @@ class Arm:
             name: What a message calls the arm.
 
         Raises:
-            UserError: If it has none.
+            UserError: If it has none, or ends before there is anything to report.
         """
-        found = self.options().get("trainer.max_steps")
+        options = self.options()
+        found = options.get("trainer.max_steps")
         if not isinstance(found, int) or found < 1:
             raise UserError(
                 f"Expected trainer.max_steps above 0 in the arm '{name}' of a study, but found {found}; a study's "
                 f"budgets are in steps."
             )
+        for key in ("trainer.val_check_interval", "trainer.log_every_n_steps"):
+            every = options.get(key)
+            if isinstance(every, int) and every > found:
+                raise UserError(
+                    f"Expected the arm '{name}' of a study to be measured before it ends, but {key} is {every} and "
+                    f"trainer.max_steps {found}; give it a lower {key} in the study's YAML."
+                )
         return found
 
     def uses_weights(self) -> bool:
@@ -201,6 +209,9 @@ class Plan:
     source: str
 
     def __post_init__(self) -> None:
+        labels = [arm.label for arm in self.arms.values()]
+        if len(set(labels)) < len(labels):
+            raise UserError(f"Expected arms with labels that differ, but found {labels}; correct the study's YAML.")
         named = [name for question in self.questions for name in (question.arm, question.other)]
         named += [*self.published, *(name for table in self.published_tables for name in (table.arm, table.other))]
         unknown = sorted(set(named) - set(self.arms))
@@ -209,14 +220,36 @@ class Plan:
                 f"Expected questions and published values about the arms {', '.join(self.arms)}, but found "
                 f"{', '.join(unknown)}; correct the study's YAML."
             )
+        unpublished = sorted(
+            {name for table in self.published_tables for name in (table.arm, table.other)}.difference(self.published)
+        )
+        if unpublished:
+            raise UserError(
+                f"Expected published values of each arm of a published table, but found none of "
+                f"{', '.join(unpublished)}; add them to `published` in the study's YAML."
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"Expected seeds that differ, at least one, but found {list(self.seeds)}.")
         for question in self.questions:
-            if (question.test == "equivalence") != (question.margin is not None and question.margin > 0):
+            if question.margin is not None if question.test == "difference" else not (question.margin or 0) > 0:
                 raise UserError(
                     f"Expected a margin above 0 for a question of equivalence, and for no other, but found "
                     f"{question.margin} for '{question.text}'."
                 )
+            for name, reading in zip((question.arm, question.other), question.readings, strict=True):
+                self._check_read(question, self.arms[name], name, reading)
+
+    def _check_read(self, question: Question, arm: Arm, name: str, reading: Reading) -> None:
+        """Refuse a question that its arms will not be read for."""
+        if reading == "stain_shifted":
+            missing = None if arm.options().get("data.stain_shifts") else "data.stain_shifts in its config"
+        else:
+            missing = None if arm.batch_norm_readings or question.other_reading is None else "batch_norm_readings: true"
+        if missing is not None:
+            raise UserError(
+                f"Expected the arm '{name}' to have {missing}, as '{question.text}' is about its reading "
+                f"'{reading}', but it has none; correct the study's YAML."
+            )
 
     def runs(self) -> list[Run]:
         """All runs, the shortest first: a study that is ended early has the most answers.

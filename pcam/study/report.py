@@ -42,7 +42,7 @@ Logits = Float64[np.ndarray, "networks patches"]
 Merits = tuple[Float64[np.ndarray, " networks"], Float64[np.ndarray, "networks networks"]]
 """How good networks are on the same patches, and how that varies together over patches."""
 
-Measure = Callable[[Labels, Logits], Merits]
+Measure = Callable[[Labels, Logits, Sequence[str]], Merits]
 
 Side = tuple[Sequence[RunResult], Reading]
 """One side of a comparison: an arm's runs, in the order of seeds, and how they are read."""
@@ -110,7 +110,7 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
         The two pages.
 
     Raises:
-        UserError: If no run is done, or runs are of different patches.
+        UserError: If no run is done, or one is of another arm than the plan's or of other patches.
     """
     results = _collect(plan, folder)
     answers = _answer(plan, results)
@@ -123,7 +123,8 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
         "changes": _changes_sheet(plan, results),
         "conditions": _conditions_sheet(plan, results),
     }
-    for name, table in _tables(plan, results, answers).items():
+    tables = _tables(plan, results, answers)
+    for name, table in tables.items():
         with atomic_path(folder.report / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
     sources = {picture.name: _save(picture, folder.report / "figures") for picture in pictures}
@@ -137,6 +138,7 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
         "missing": _missing(plan, folder),
         "done": sum(len(seeds) for seeds in results.values()),
         "facts": _facts(results),
+        "files": [f"{name}.csv" for name in tables],
     }
     pages = []
     for name in ("report.html", "report.md"):
@@ -155,6 +157,7 @@ def _collect(plan: Plan, folder: StudyFolder) -> Results:
     for planned in plan.runs():
         path = folder.result(planned)
         if path is not None:
+            folder.check_arm(plan, planned)
             results.setdefault(planned.arm, {})[planned.seed] = RunResult.read(path, plan.split)
     if not results:
         raise UserError(
@@ -165,12 +168,23 @@ def _collect(plan: Plan, folder: StudyFolder) -> Results:
     runs = [run for seeds in ordered.values() for run in seeds.values()]
     first = runs[0]
     for run in runs[1:]:
-        if run.record["data_fingerprint"] != first.record["data_fingerprint"]:
-            raise UserError(
-                f"Expected all runs of a study to be measured on the same patches, but those of {run.folder} are not "
-                f"those of {first.folder}; move one of them away."
-            )
+        for use, print_of in {"measured": _measured_on, "trained": _trained_on}.items():
+            if print_of(run) != print_of(first):
+                raise UserError(
+                    f"Expected all runs of a study to be {use} on the same patches, but those of {run.folder} are not "
+                    f"those of {first.folder}; move one of them away."
+                )
     return ordered
+
+
+def _measured_on(run: RunResult) -> str:
+    fingerprint: str = run.record["data_fingerprint"]
+    return fingerprint
+
+
+def _trained_on(run: RunResult) -> str:
+    fingerprint: str = run.record["environment"]["data_fingerprints"]["train"]
+    return fingerprint
 
 
 def _missing(plan: Plan, folder: StudyFolder) -> list[tuple[str, str]]:
@@ -215,22 +229,22 @@ def _answer(plan: Plan, results: Results) -> list[Answer]:
 def _compare(first: Side, second: Side, measure: Measure, bounds: tuple[float, float] = (-1.0, 1.0)) -> Inference:
     """Compare two arms, or two readings of one, at the same seeds."""
     logits = np.stack([run.logits(reading) for runs, reading in (first, second) for run in runs])
-    merits, covariance = measure(first[0][0].labels, logits)
+    merits, covariance = measure(first[0][0].labels, logits, first[0][0].units)
     shape = (2, len(first[0]))
     return compare_arms(merits.reshape(shape), covariance.reshape(*shape, *shape), bounds)
 
 
-def _losses(labels: Labels, logits: Logits) -> Merits:
-    return mean_covariance(np.stack([cross_entropy(labels, row) for row in logits]))
+def _losses(labels: Labels, logits: Logits, units: Sequence[str]) -> Merits:
+    return mean_covariance(np.stack([cross_entropy(labels, row) for row in logits]), units)
 
 
-def _accuracies(labels: Labels, logits: Logits) -> Merits:
-    return mean_covariance(((logits > 0) == labels).astype(np.float64))
+def _accuracies(labels: Labels, logits: Logits, units: Sequence[str]) -> Merits:
+    return mean_covariance(((logits > 0) == labels).astype(np.float64), units)
 
 
 def _mean(runs: Sequence[RunResult], reading: Reading) -> Inference:
-    aurocs, covariance = delong_covariance(runs[0].labels, np.stack([run.logits(reading) for run in runs]))
-    return infer_arm(aurocs, covariance)
+    logits = np.stack([run.logits(reading) for run in runs])
+    return infer_arm(*delong_covariance(runs[0].labels, logits, runs[0].units))
 
 
 def _sentence(plan: Plan, answer: Answer) -> str:
@@ -247,10 +261,10 @@ def _sentence(plan: Plan, answer: Answer) -> str:
     if question.margin is None:
         if found:
             more = "higher" if difference.estimate > 0 else "lower"
-            return f"Yes: {one} has a {more} AUROC than {other}, by {by:.4f} ({numbers}; {p_words}).{only}"
+            return f"They differ: {one} has a {more} AUROC than {other}, by {by:.4f} ({numbers}; {p_words}).{only}"
         return (
-            f"Not shown: {one} and {other} may differ or not ({numbers}; {p_words}). A difference of "
-            f"{difference.detectable():.4f} would have been found four times out of five.{only}"
+            f"Not shown: {one} and {other} may differ or not ({numbers}; {p_words}). Asked alone, a difference of "
+            f"about {difference.detectable():.4f} would have been found four times out of five.{only}"
         )
     ninety = f"90 % interval {_signed(difference.interval(2 * LEVEL - 1))}"
     if found:
@@ -261,7 +275,7 @@ def _sentence(plan: Plan, answer: Answer) -> str:
     low, high = difference.interval()
     if low > question.margin or high < -question.margin:
         better = one if difference.estimate > 0 else other
-        return f"No: {better} is better by more than {question.margin} ({numbers}; {p_words}).{only}"
+        return f"No: {better} is better by more than {question.margin}, by its interval ({numbers}; {seeds}).{only}"
     return (
         f"Not shown: whether {one} and {other} are as good as each other within {question.margin} of AUROC is open "
         f"({numbers}, {ninety}; {p_words}).{only}"
@@ -353,10 +367,11 @@ def _questions_sheet(plan: Plan, answers: Sequence[Answer]) -> Sheet:
             numbers = [f"{difference.estimate:+.4f}", _signed(difference.interval())]
             p_values = [_p_words(answer.p), _p_words(answer.adjusted)]
             seeds = str(len(answer.seeds))
-            rows.append([question.text, test, seeds, *numbers, *p_values, f"{difference.detectable():.4f}"])
+            detectable = f"{difference.detectable():.4f}" if question.margin is None else "-"
+            rows.append([question.text, test, seeds, *numbers, *p_values, detectable])
     return Sheet(
-        "The questions, fixed before anything ran. Detectable: the true difference that would be found four times out "
-        "of five.",
+        "The questions, fixed before anything ran. Detectable: about the true difference that a test of this question "
+        "alone, at 5 %, finds four times out of five.",
         ["question", "test", "seeds", "difference of AUROC", "95 % interval", "p", "p after Holm", "detectable"],
         rows,
     )
@@ -448,16 +463,15 @@ def _conditions_sheet(plan: Plan, results: Results) -> Sheet:
     )
 
 
-def _facts(results: Results) -> dict[str, str]:
+def _facts(results: Results) -> dict[str, str | bool]:
     run = next(iter(next(iter(results.values())).values()))
-    groups = len(set(run.groups))
     return {
         "patches": f"{len(run.labels):,}",
         "tumour": f"{run.labels.mean():.1%}",
-        "groups": f"{groups:,}",
+        "units": f"{len(set(run.units)):,} {'slides' if run.slides_known else 'groups of identical patches'}",
         "train_patches": f"{run.record['train_patches']:,}",
         "fingerprint": run.record["data_fingerprint"],
-        "slides": "known" if run.record["slides_known"] else "not known",
+        "slides_known": run.slides_known,
     }
 
 
@@ -466,13 +480,14 @@ def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[P
     means = {label: (runs, _mean(runs, MAIN_READING)) for label, runs in arms.items()}
     batch_norm_read = any(arm.batch_norm_readings for arm in plan.arms.values())
     how = f", batch norm {READING_NAMES[MAIN_READING]}" if batch_norm_read else ""
+    runs = next(iter(arms.values()))
     aurocs = "; ".join(f"{label} {mean.estimate:.4f}" for label, (_, mean) in means.items())
     pictures = [
         Picture(
             "roc_arms",
             roc_of_arms_figure(means, MAIN_READING),
-            f"ROC of all arms at their last checkpoints{how}: means over seeds, with 95 % bands from resampling groups "
-            f"of identical patches and seeds.",
+            f"ROC of all arms at their last checkpoints{how}: means over seeds, with 95 % bands from resampling "
+            f"{'slides' if runs[0].slides_known else 'groups of identical patches'} and seeds.",
             f"ROC curves. AUROC: {aurocs}.",
         )
     ]

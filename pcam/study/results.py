@@ -16,6 +16,7 @@ from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.metrics import Cuts, cross_entropy
 from pcam.evaluation.predictions import Predictions
+from pcam.evaluation.statistics import independent_units
 from pcam.patches import SplitName
 from pcam.run_folder import RunFolder
 from pcam.study.plan import AS_TRAINED, FIRST_READING, READING_NAMES, READINGS, Reading, Run
@@ -52,11 +53,14 @@ def write_result(
         run: The run.
         trained: Its folder.
         split: What was predicted.
-        readings: Predictions of the same patches; the first reading of batch norm alone, or all three.
+        readings: Predictions of the same patches: the first reading of batch norm or all three, and perhaps one with
+            shifted stains.
         facts: What else the report says of the run.
     """
     first = next(iter(readings.values()))
     table = pd.DataFrame({"id": first.ids, "label": first.labels, "group": first.groups})
+    if first.slides is not None:
+        table["slide"] = first.slides
     for reading, predictions in readings.items():
         table[reading] = predictions.logits.astype(np.float64)
     with atomic_path(trained.path / f"study_{split}.csv") as temporary:
@@ -65,6 +69,7 @@ def write_result(
         "arm": run.arm,
         "seed": run.seed,
         "split": split,
+        "patches": len(table),
         **facts,
         "seconds": _seconds(trained.path),
         "environment": json.loads((trained.path / "environment.json").read_text()),
@@ -107,9 +112,15 @@ class RunResult:
             The result.
 
         Raises:
-            UserError: If it is of another split.
+            UserError: If it is of another split, or not whole.
         """
-        record = json.loads(path.read_text())
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"Expected the result of a run in {path}, but it is not whole ({error}); copy the run's folder again, "
+                f"or delete the file, and the study measures the run again."
+            ) from error
         if record["split"] != split:
             raise UserError(
                 f"Expected a result on the split '{split}' in {path}, but found one on '{record['split']}'; delete it, "
@@ -118,8 +129,19 @@ class RunResult:
         return cls(path.parent, record)
 
     def reading(self, reading: Reading) -> Reading:
-        """The reading that stands for another, where batch norm is read in one way alone."""
-        return reading if reading in self.record["readings"] else FIRST_READING
+        """The reading that stands for another, where batch norm is read in one way alone.
+
+        Raises:
+            UserError: If the run was not read with shifted stains, for which nothing stands.
+        """
+        if reading in self.record["readings"]:
+            return reading
+        if reading == "stain_shifted":
+            raise UserError(
+                f"Expected {self.folder} to be read with shifted stains too, but its arm had none; move the folder "
+                f"away, and the study trains the run anew."
+            )
+        return FIRST_READING
 
     @property
     def reading_names(self) -> dict[Reading, str]:
@@ -143,20 +165,42 @@ class RunResult:
         return self._table["label"].to_numpy(dtype=np.float64)
 
     @property
-    def groups(self) -> list[str]:
-        """The group of identical pixels that each patch is in."""
-        groups: list[str] = self._table["group"].tolist()
-        return groups
+    def slides_known(self) -> bool:
+        """Whether the slide of each patch is known."""
+        return "slide" in self._table
+
+    @property
+    def units(self) -> list[str]:
+        """What was drawn independently of each other: the slide of each patch if it is known, else its group."""
+        slides = self._table["slide"].tolist() if self.slides_known else None
+        return independent_units(self._table["group"].tolist(), slides)
 
     @cached_property
     def _table(self) -> pd.DataFrame:
         # As text: the hash of a group may look like a number.
-        return pd.read_csv(self.folder / f"study_{self.record['split']}.csv", dtype={"id": str, "group": str})
+        columns = {"id": str, "group": str, "slide": str}
+        table = self._read_csv(f"study_{self.record['split']}.csv", dtype=columns, keep_default_na=False)
+        if len(table) != self.record["patches"]:
+            raise self._incomplete(f"study_{self.record['split']}.csv")
+        return table
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """What was logged in training, a row a step."""
-        return pd.read_csv(self.folder / "metrics.csv")
+        return self._read_csv("metrics.csv")
+
+    def _read_csv(self, name: str, **options: Any) -> pd.DataFrame:
+        try:
+            table: pd.DataFrame = pd.read_csv(self.folder / name, **options)
+        except (FileNotFoundError, ValueError) as error:
+            raise self._incomplete(name) from error
+        return table
+
+    def _incomplete(self, name: str) -> UserError:
+        return UserError(
+            f"Expected {self.folder / name} as the study wrote it, but it is not there or not whole; copy the run's "
+            f"folder again, or delete its study.json, and the study measures the run again."
+        )
 
     def validation(self, name: str, reading: Reading) -> "pd.Series[float]":
         """A metric on the whole valid split at each validation, by step; `name` as in METRICS."""

@@ -59,6 +59,29 @@ class StudyFolder:
         """Why a run could not be trained; there only if it could not."""
         return self.runs / run.name / "not_run.txt"
 
+    def check_arm(self, plan: Plan, run: Run) -> None:
+        """Refuse a run of another arm than the plan's.
+
+        Args:
+            plan: The study.
+            run: The run.
+
+        Raises:
+            UserError: If it was trained with other options.
+        """
+        path = self.runs / run.name / "arm.json"
+        if not path.exists():
+            return
+        try:
+            digest = json.loads(path.read_text())["digest"]
+        except (ValueError, KeyError, TypeError):
+            digest = None
+        if digest != plan.arms[run.arm].digest():
+            raise UserError(
+                f"Expected {path.parent} to be a run of the arm '{run.arm}' as the study's YAML has it, but {path} "
+                f"says that it was trained with other options; move it away, or give the study another name."
+            )
+
     def result(self, run: Run) -> Path | None:
         """The result of a run, if it is done; whether its checkpoints are still there or not."""
         results = [version.path / "study.json" for version in RunFolder.versions(self.runs, run.name)]
@@ -106,7 +129,7 @@ def execute(
         UserError: If a run's folder holds a run of another arm than the plan's.
     """
     for run in runs:
-        _check_same_arm(plan, run, folder)
+        folder.check_arm(plan, run)
     open_runs = [run for run in runs if folder.result(run) is None]
     steps = {run: plan.arms[run.arm].max_steps(run.arm) for run in open_runs}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
@@ -146,6 +169,8 @@ def _train_and_measure(
     with _lock(place / "lock") as lock:
         if lock is None:
             return "another process is training it"
+        if folder.result(run) is not None:  # another process has done it since this one looked
+            return None
         with atomic_path(place / "arm.json") as temporary:
             arm = plan.arms[run.arm]
             temporary.write_text(json.dumps({"digest": arm.digest(), "options": arm.options()}, indent=2) + "\n")
@@ -155,7 +180,7 @@ def _train_and_measure(
         trained = folder.trained(run)
         try:
             if exit_code != 0 or trained is None:
-                raise UserError(_last_line(folder.log(run)) or f"exit code {exit_code}")
+                raise UserError(_reason(exit_code, folder.log(run)))
             measure(run, trained)
         except UserError as error:
             with atomic_path(folder.failure(run)) as temporary:
@@ -175,7 +200,11 @@ def _train(
     lock: int,
 ) -> int:
     trained = folder.trained(run)
-    options = ["--resume", str(trained.path)] if trained else train_options(plan, run, folder, conditions)
+    options = (
+        ["--resume", str(trained.path), "--data.root", str(conditions.data_root)]
+        if trained
+        else train_options(plan, run, folder, conditions)
+    )
     with folder.log(run).open("a") as log:
         # A session of its own: Ctrl-C in a terminal would reach it too, and a second signal ends it without checkpoint.
         # It holds the lock as well, so that it is not trained twice if only this process is killed.
@@ -225,15 +254,6 @@ def train_options(plan: Plan, run: Run, folder: StudyFolder, conditions: Conditi
     return [*words, *(["--trainer.callbacks+=pcam.training.BatchNormReadings"] if arm.batch_norm_readings else [])]
 
 
-def _check_same_arm(plan: Plan, run: Run, folder: StudyFolder) -> None:
-    path = folder.runs / run.name / "arm.json"
-    if path.exists() and json.loads(path.read_text())["digest"] != plan.arms[run.arm].digest():
-        raise UserError(
-            f"Expected {path.parent} to be a run of the arm '{run.arm}' as the study's YAML has it, but {path} says "
-            f"that it was trained with other options; move it away, or give the study another name."
-        )
-
-
 def _last_step(folder: StudyFolder, run: Run) -> int:
     versions = RunFolder.versions(folder.runs, run.name)
     try:
@@ -242,9 +262,13 @@ def _last_step(folder: StudyFolder, run: Run) -> int:
         return 0
 
 
-def _last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def _reason(exit_code: int, log: Path) -> str:
+    """Why training ended without a checkpoint of its last step."""
+    if exit_code < 0:
+        killed = f"killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+        return f"{killed}, perhaps for want of memory" if exit_code == -signal.SIGKILL else killed
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {exit_code}"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pcam.evaluation.metrics import (
     measure,
 )
 from pcam.evaluation.predictions import Predictions, SymmetryAverage, average_scores
-from pcam.evaluation.statistics import resample_groups
+from pcam.evaluation.statistics import resample_units
 
 
 def predictions(logits, labels, groups=None) -> Predictions:
@@ -70,7 +70,7 @@ def test_metrics_agree_with_scikit_learn() -> None:
 def test_resampled_metrics_agree_with_scikit_learn_weighted_by_the_resample() -> None:
     made = random_predictions(80)
     labels, logits = made.labels.astype(np.float64), made.logits.astype(np.float64)
-    weights = next(resample_groups(made.groups))[:20]
+    weights = next(resample_units(made.groups))[:20]
     cuts = Cuts.count(labels, logits, weights)
     heights = cuts.sensitivity_at(ROC_GRID)
     for row, weight in enumerate(weights):

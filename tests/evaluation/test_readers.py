@@ -57,9 +57,9 @@ def test_one_seed_is_delongs_test() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=200).astype(float)
     logits = labels * 1.0 + rng.normal(size=(2, 200))
-    aurocs, matrix = delong_covariance(labels, logits)
+    aurocs, matrix = delong_covariance(labels, logits, [str(row) for row in range(len(labels))])
     found = compare_arms(aurocs.reshape(2, 1), matrix.reshape(2, 1, 2, 1))
-    expected = delong_test(labels, *logits)
+    expected = delong_test(labels, *logits, [str(row) for row in range(len(labels))])
     assert found.p_difference() == pytest.approx(expected.p)
     assert found.estimate == pytest.approx(expected.difference)
     alone = infer_arm(aurocs[:1], matrix[:1, :1])
@@ -79,7 +79,7 @@ def test_intervals_cover_where_delong_alone_does_not() -> None:
         separation = 1.9 + rng.normal(scale=0.036, size=(seeds, 1))
         shared, own = rng.normal(size=patches), rng.normal(size=(seeds, patches))
         logits = labels * separation + 0.8 * shared + 0.6 * own
-        aurocs, matrix = delong_covariance(labels, logits)
+        aurocs, matrix = delong_covariance(labels, logits, [str(row) for row in range(len(labels))])
         low, high = infer_arm(aurocs, matrix).interval()
         covered += low <= true_auroc <= high
         error = matrix.mean() ** 0.5

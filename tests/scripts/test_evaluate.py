@@ -91,7 +91,9 @@ def test_numbers_follow_from_the_predictions_and_thresholds_from_valid(run: Path
     on_valid = record_of(run / "evaluation" / "valid")
     assert thresholds == {name: point["threshold"] for name, point in on_valid["operating_points"].items()}
     assert record["calibration"]["temperature"] == on_valid["calibration"]["temperature"]
-    assert record["bootstrap"] == {"resamples": 2000, "seed": 0, "groups": sum(COUNTS["test"]), "level": 0.95}
+    assert record["bootstrap"] == {
+        "resamples": 2000, "seed": 0, "of": "groups of identical patches", "units": sum(COUNTS["test"]), "level": 0.95,
+    }  # fmt: skip
 
 
 def test_tensorboard_has_a_line_of_its_own_and_the_run_is_left_alone(run: Path) -> None:
@@ -148,7 +150,9 @@ def test_several_runs_are_compared_and_averaged(runs: list[Path], capsys: pytest
     ]  # fmt: skip
     pair = record["auroc_differences"][0]
     labels = tables[0]["label"].to_numpy(float)
-    expected = delong_test(labels, tables[0]["logit"].to_numpy(), tables[1]["logit"].to_numpy())
+    expected = delong_test(
+        labels, tables[0]["logit"].to_numpy(), tables[1]["logit"].to_numpy(), tables[0]["group"].tolist()
+    )
     assert (pair["difference"], pair["delong_p"]) == (pytest.approx(expected.difference), pytest.approx(expected.p))
     assert pair["interval"][0] <= pair["difference"] <= pair["interval"][1]
     mean = record["mean_over_seeds"]

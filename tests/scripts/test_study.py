@@ -1,6 +1,7 @@
 """Studies through the front door: they train, are stopped, go on, fail in part, and report."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from pcam.study import runner
 from tests.conftest import REPOSITORY, load_script
 
 study = load_script("study").main
@@ -88,6 +90,16 @@ def test_one_arm_fails_and_the_others_go_on(
     (output / "report" / "report.html").unlink()
     study(["--config", str(plan), "--output", str(output), "--report_only"])
     assert (output / "report" / "report.html").exists()
+    # Half done, it goes on with the data where they are now.
+    moved = tmp_path / "moved"
+    shutil.copytree(patch_root, moved)
+    for path in (output / "runs" / "plain_seed_1" / "version_0").glob("study*"):
+        path.unlink()
+    shutil.copytree(output, tmp_path / "elsewhere")
+    config = tmp_path / "elsewhere" / "runs" / "plain_seed_1" / "version_0" / "config.yaml"
+    config.write_text(config.read_text().replace(str(patch_root.resolve()), str(tmp_path / "gone")))
+    study(words(plan, moved, tmp_path / "elsewhere", "--shard", "1/3"))
+    assert (config.parent / "study.json").exists()
     # Another arm under the same name is not taken for this one.
     plan.write_text(plan.read_text().replace("model.network.dropout: 0.5", "model.network.dropout: 0.25"))
     with pytest.raises(SystemExit):
@@ -141,6 +153,16 @@ def test_readings_are_measured_where_there_is_batch_norm(plan: Path, patch_root:
     last = pd.read_csv(folder / "metrics.csv").set_index("step").loc[4]
     for reading in ("momentum_0.1", "momentum_0.001"):
         assert record["readings"][reading]["loss"] == pytest.approx(last[f"val/loss_{reading}"], rel=1e-5)
+
+
+def test_a_process_that_was_killed_is_said_to_be(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text("MobileNetV2: 2,225,153 parameters learn, 0 are frozen.\n\n")
+    assert runner._reason(-9, log) == "killed by signal 9 (Killed), perhaps for want of memory"
+    assert runner._reason(-15, log) == "killed by signal 15 (Terminated)"
+    assert runner._reason(1, log).startswith("MobileNetV2: 2,225,153")
+    log.write_text("")
+    assert runner._reason(1, log) == "exit code 1"
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])

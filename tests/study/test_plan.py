@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 from pcam.errors import UserError
-from pcam.study.plan import Arm, Plan, Published, Question, Run
+from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
 from tests.conftest import REPOSITORY
 
 CNN = REPOSITORY / "configs" / "cnn.yaml"
 IMAGENET = REPOSITORY / "configs" / "imagenet_dropout.yaml"
+
+SHORT = {"trainer.max_steps": 5, "trainer.val_check_interval": 5, "trainer.log_every_n_steps": 5}
 
 PLAN = Plan(
     name="tiny",
     title="Tiny",
     split="valid",
     seeds=[1, 2],
-    arms={"long": Arm("long", CNN), "short": Arm("short", CNN, {"trainer.max_steps": 5})},
+    arms={"long": Arm("long", CNN), "short": Arm("short", CNN, SHORT)},
     questions=[Question("Are they as good?", "long", "short", "reestimated", "equivalence", 0.01)],
     published={"long": Published(auroc=0.9)},
     published_tables=[],
@@ -41,7 +43,7 @@ def test_an_arm_is_known_by_what_decides_it(tmp_path: Path) -> None:
 
 def test_overrides_win_over_the_config() -> None:
     assert Arm("", CNN).max_steps("cnn") == 13500
-    assert Arm("", CNN, {"trainer.max_steps": 5}).max_steps("cnn") == 5
+    assert Arm("", CNN, SHORT).max_steps("cnn") == 5
     assert Arm("", IMAGENET).uses_weights()
     assert not Arm("", IMAGENET, {"model.network.weights": None}).uses_weights()
     assert not Arm("", CNN).uses_weights()
@@ -61,6 +63,30 @@ def test_overrides_win_over_the_config() -> None:
             {"questions": [Question("So?", "long", "short", "reestimated", "difference", 0.1)]},
             "Expected a margin above 0 for a question of equivalence, and for no other, but found 0.1",
         ),
+        (
+            {"questions": [Question("So?", "long", "short", "reestimated", "difference", 0.0)]},
+            "Expected a margin above 0 for a question of equivalence, and for no other, but found 0.0",
+        ),
+        (
+            {"published_tables": [PublishedTable(1, "a table", "long", "short")]},
+            "Expected published values of each arm of a published table, but found none of short",
+        ),
+        (
+            {"arms": {"long": Arm("one", CNN), "short": Arm("one", CNN)}},
+            r"Expected arms with labels that differ, but found \['one', 'one'\]",
+        ),
+        (
+            {"questions": [Question("So?", "long", "short", "stain_shifted", "difference")]},
+            "Expected the arm 'long' to have data.stain_shifts in its config, as 'So",
+        ),
+        (
+            {
+                "questions": [
+                    Question("So?", "long", "long", "reestimated", "difference", other_reading="momentum_0.001")
+                ]
+            },
+            "Expected the arm 'long' to have batch_norm_readings: true, as 'So",
+        ),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
@@ -77,6 +103,14 @@ def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, object], messag
         (
             "trainer: {max_epochs: 3}",
             "Expected trainer.max_steps above 0 in the arm 'short' of a study, but found None",
+        ),
+        (
+            "trainer: {max_steps: 100, val_check_interval: 225, log_every_n_steps: 25}",
+            "measured before it ends, but trainer.val_check_interval is 225 and trainer.max_steps 100",
+        ),
+        (
+            "trainer: {max_steps: 10, val_check_interval: 5, log_every_n_steps: 25}",
+            "measured before it ends, but trainer.log_every_n_steps is 25 and trainer.max_steps 10",
         ),
     ],
 )

@@ -24,6 +24,7 @@ from tests.conftest import REPOSITORY
 
 PATCHES = 400
 CONFIG = REPOSITORY / "configs" / "random_dropout.yaml"
+SHIFTED = REPOSITORY / "configs" / "best.yaml"
 
 PLAN = Plan(
     name="made_up",
@@ -54,7 +55,14 @@ PLAN = Plan(
 )
 
 
-def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0, shifted_signal: float | None = None) -> None:
+def make_run(
+    folder: StudyFolder,
+    run: Run,
+    signal: float,
+    seed: int = 0,
+    shifted_signal: float | None = None,
+    slides: list[str] | None = None,
+) -> None:
     """Write what training and measuring leave; higher signals separate the classes better."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(PATCHES) % 2).astype(np.uint8)
@@ -66,7 +74,7 @@ def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0, shifte
         json.dumps(
             {
                 "python": "3.11", "packages": {"torch": "2.15", "lightning": "2.6"}, "device": "cpu", "threads": 2,
-                "git_commit": "0123456789abcdef",
+                "git_commit": "0123456789abcdef", "data_fingerprints": {"train": "def", "valid": "abc"},
             }
         )
     )  # fmt: skip
@@ -76,7 +84,9 @@ def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0, shifte
 
     def predictions(logits: np.ndarray) -> Predictions:
         ids = [f"{index:03d}" for index in range(PATCHES)]
-        return Predictions(ids, labels, logits.astype(np.float32), [f"{index // 2}" for index in range(PATCHES)])
+        return Predictions(
+            ids, labels, logits.astype(np.float32), [f"{index // 2}" for index in range(PATCHES)], slides
+        )
 
     true = predictions(separated + 0.9 * shared + 0.1 * noise)
     lagging = predictions(0.1 * separated + noise)
@@ -95,7 +105,6 @@ def make_run(folder: StudyFolder, run: Run, signal: float, seed: int = 0, shifte
     curves.to_csv(trained.metrics, index=False)
     facts = {
         "step": 10, "batch_size": 32, "train_patches": 200, "passes": 1.6, "data_fingerprint": "abc",
-        "slides_known": False,
     }  # fmt: skip
     write_result(run, trained, "valid", readings, facts)
 
@@ -117,12 +126,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 def test_each_question_has_an_answer_that_follows_from_its_test(folder: StudyFolder) -> None:
     table = pd.read_csv(folder.report / "questions.csv")
     answers = table["answer"].tolist()
-    assert re.match(r"Yes: good network has a higher AUROC than poor network, by 0\.\d{4} .* 2 seeds", answers[0])
-    assert re.match("Yes: good network and the same again are as good as each other within 0.05", answers[1])
-    assert re.match(r"Yes: good network \(re-estimated\) has a higher AUROC than good network \(momentum", answers[2])
-    assert re.match("No: good network is better by more than 0.01", answers[3])
     assert re.match(
-        r"Not shown: good network and the same again may differ or not .* A difference of 0\.\d{4} would have been",
+        r"They differ: good network has a higher AUROC than poor network, by 0\.\d{4} .* 2 seeds", answers[0]
+    )
+    assert re.match("Yes: good network and the same again are as good as each other within 0.05", answers[1])
+    assert re.match(
+        r"They differ: good network \(re-estimated\) has a higher AUROC than good network \(momentum", answers[2]
+    )
+    assert re.match("No: good network is better by more than 0.01, by its interval", answers[3])
+    assert "p = " not in answers[3]  # of the test of equivalence: it speaks of another claim
+    assert re.match(
+        r"Not shown: good network and the same again may differ or not .* Asked alone, a difference of about",
         answers[4],
     )
     assert answers[5] == "Not answered: no seed of both good network and absent network is done."
@@ -217,13 +231,16 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(folder: StudyF
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
 def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder) -> None:
-    text = (folder.report / name).read_text()
+    text = " ".join((folder.report / name).read_text().split())
     for expected in (
         "8 of 12 runs are done",
         "absent network, seed 1: Expected weights, but found none.",
         "absent network, seeds 2, 3: not trained yet",
         "poor network, seed 3: not trained yet",
         "Slides are not known",
+        "identical patches count together",
+        "resamples of 200 groups of identical patches",
+        "lag.csv",
         "It prints another number.",
         "0.69151",
         "-0.02120",  # 0.5138 - 0.5350, published
@@ -242,7 +259,7 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
     made = StudyFolder(tmp_path)
     plan = replace(
         PLAN,
-        arms={"poor": PLAN.arms["poor"], "absent": PLAN.arms["absent"]},
+        arms={name: replace(PLAN.arms[name], config=SHIFTED) for name in ("poor", "absent")},
         questions=[Question("Under other stains?", "absent", "poor", "stain_shifted", "difference")],
         published={},
         published_tables=[],
@@ -254,7 +271,7 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
     write_report(plan, made)
     answer = pd.read_csv(made.report / "questions.csv")["answer"][0]
     assert answer.startswith(
-        "Yes: absent network (stains shifted) has a higher AUROC than poor network (stains shifted)"
+        "They differ: absent network (stains shifted) has a higher AUROC than poor network (stains shifted)"
     )
     text = (made.report / "report.md").read_text()
     assert "| poor network | as trained | 3 |" in text
@@ -264,6 +281,11 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
     assert not (made.report / "lag.csv").exists()
     run = RunResult.read(made.runs / "poor_seed_1" / "version_0" / "study.json", "valid")
     assert run.validation("loss", "stain_shifted").tolist() == [0.9, 0.8]
+    # Nothing stands for a reading that a run does not have.
+    make_run(made, Run("same", 1), 1.0)
+    run = RunResult.read(made.runs / "same_seed_1" / "version_0" / "study.json", "valid")
+    with pytest.raises(UserError, match=r"Expected .*version_0 to be read with shifted stains too"):
+        run.logits("stain_shifted")
 
 
 def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
@@ -287,10 +309,65 @@ def test_runs_on_other_patches_are_refused(tmp_path: Path) -> None:
     make_run(made, Run("poor", 1), 0.1)
     path = made.runs / "poor_seed_1" / "version_0" / "study.json"
     path.write_text(path.read_text().replace('"abc"', '"xyz"'))
-    with pytest.raises(UserError, match=r"but those of .*poor_seed_1.* are not those of .*good_seed"):
+    with pytest.raises(UserError, match=r"measured on the same patches, but those of .*poor_seed_1.* are not those of"):
+        write_report(PLAN, made)
+    path.write_text(path.read_text().replace('"xyz"', '"abc"').replace('"def"', '"xyz"'))
+    with pytest.raises(UserError, match=r"trained on the same patches, but those of .*poor_seed_1.* are not those of"):
         write_report(PLAN, made)
     with pytest.raises(UserError, match=r"Expected a result on the split 'test' in .*, but found one on 'valid'"):
         write_report(replace(PLAN, split="test"), made)
+
+
+def test_runs_of_another_arm_are_refused(tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    arm = made.runs / "good_seed_1" / "arm.json"
+    arm.write_text(json.dumps({"digest": PLAN.arms["good"].digest()}))
+    write_report(PLAN, made)
+    for content in ('{"digest": "another"}', '{"digest":', "[]"):
+        arm.write_text(content)
+        with pytest.raises(
+            UserError, match=r"Expected .*good_seed_1 to be a run of the arm 'good' as the study's YAML"
+        ):
+            write_report(PLAN, made)
+
+
+@pytest.mark.parametrize("name", ["study.json", "study_valid.csv", "metrics.csv"])
+@pytest.mark.parametrize("part", [None, 0.0, 0.5])
+def test_a_run_that_is_not_whole_is_named(name: str, part: float | None, tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    path = made.runs / "good_seed_1" / "version_0" / name
+    content = path.read_bytes()
+    path.unlink()
+    if part is not None:
+        path.write_bytes(content[: int(part * len(content))])
+    if (name, part) == ("study.json", None):  # then it is not done
+        with pytest.raises(UserError, match="Expected at least one run that is done"):
+            write_report(PLAN, made)
+    elif (name, part) != ("metrics.csv", 0.5):  # nothing tells that later steps are missing
+        with pytest.raises(UserError, match=rf"Expected .*{name}.* not whole"):
+            write_report(PLAN, made)
+
+
+def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path, folder: StudyFolder) -> None:
+    made = StudyFolder(tmp_path)
+    slides = [f"0{index % 20}" for index in range(PATCHES)]
+    for seed in PLAN.seeds:
+        make_run(made, Run("good", seed), 1.0, slides=slides)
+    write_report(PLAN, made)
+    run = RunResult.read(made.runs / "good_seed_1" / "version_0" / "study.json", "valid")
+    assert run.units == slides
+    text = (made.report / "report.md").read_text()
+    assert "patches of one slide count together" in text
+    assert "2,000 resamples of 20 slides and of seeds." in text
+    assert "Slides are not known" not in text
+    known, unknown = (
+        pd.read_csv(report / "arms.csv").set_index(["arm", "reading"]).loc[("good", "reestimated")]
+        for report in (made.report, folder.report)
+    )
+    assert known["auroc_mean"] == unknown["auroc_mean"]
+    assert known["auroc_low"] != unknown["auroc_low"]
 
 
 def test_metrics_of_scores_that_saturate_are_finite() -> None:
