@@ -23,7 +23,7 @@ import torch
 from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveFloat, restricted_number_type
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -37,7 +37,14 @@ from pcam.models.inference import Precision
 from pcam.patches import SplitName
 from pcam.run_folder import CheckpointName, ResumeName, RunFolder
 from pcam.training import PatchClassifier
-from pcam.training.checkpoints import MONITORS, LastCheckpoint, Monitor, best_checkpoint, load_checkpoint
+from pcam.training.checkpoints import (
+    MONITORS,
+    AtomicCheckpoints,
+    BestCheckpoint,
+    LastCheckpoint,
+    Monitor,
+    load_checkpoint,
+)
 from pcam.training.classifier import PredictOutput
 from pcam.training.curves import Curves
 from pcam.training.divergence import Divergence
@@ -288,6 +295,15 @@ class PCamCLI(LightningCLI):
                 _refuse_null(parser, f"model.{part}", chosen_class, chosen.get("init_args") or {})
         # Absolute, so that the saved config works from any folder.
         self.config.data.root = Path(self.config.data.root).expanduser().resolve()
+        if self.config.data.cache_dir is not None:
+            self.config.data.cache_dir = Path(self.config.data.cache_dir).expanduser().resolve()
+        self.config.runs_dir = Path(self.config.runs_dir).expanduser()
+        if self.config.trainer.accumulate_grad_batches != 1:
+            parser.error(
+                f"Expected trainer.accumulate_grad_batches to be 1, but found "
+                f"{self.config.trainer.accumulate_grad_batches}: a step is one batch in what is logged, validated and "
+                f"resumed; raise data.batch_size instead."
+            )
         init_args = self.config.model.network.get("init_args") or {}
         weights = init_args.get("weights")
         if weights is not None and Path(weights).is_file():
@@ -337,7 +353,10 @@ class PCamCLI(LightningCLI):
             self.datamodule.prepare_data()  # before there is a run folder, which nothing wrong with the data may leave
             if self.run is None:
                 self.run = self._claim_run()
-            self._write_config(self.run)
+                self._write_config(self.run)
+            else:  # once it goes on: what it cannot go on with leaves its config as it is
+                callbacks.append(LambdaCallback(on_train_start=functools.partial(self._keep_config, self.run)))
+            kwargs["plugins"] = [AtomicCheckpoints(), *self._plugins()]
             kwargs["logger"] = [
                 TensorBoardLogger(
                     self.run.path.parent.parent,
@@ -351,10 +370,10 @@ class PCamCLI(LightningCLI):
             monitor: Monitor = self.config.monitor
             self.hyperparameters = Hyperparameters(self._hyperparameters(), monitor)
             callbacks += [
+                Divergence(self.run),
                 Curves(),
                 self.hyperparameters,
-                best_checkpoint(self.run, monitor),
-                Divergence(self.run),
+                BestCheckpoint(self.run, monitor),
                 LastCheckpoint(self.run, self.config.checkpoint_every_seconds),
                 Interruption(self.run),
             ]
@@ -376,6 +395,13 @@ class PCamCLI(LightningCLI):
                 ) from error
             raise
         return step
+
+    def _plugins(self) -> list[Any]:
+        plugins = self.config_init.trainer.plugins
+        return plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+
+    def _keep_config(self, run: RunFolder, trainer: Trainer, classifier: PatchClassifier) -> None:
+        self._write_config(run)
 
     @rank_zero_only
     def _write_config(self, run: RunFolder) -> None:
@@ -411,6 +437,7 @@ class PCamCLI(LightningCLI):
         ckpt_path = None
         if self.config.resume is not None and self.run is not None:
             ckpt_path = self.run.checkpoint(self.config.resume_from)
+            _load_weights(self, ckpt_path, "the network of this command line")
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         frozen = sum(weight.numel() for weight in self.model.parameters()) - trained
         rank_zero_info(f"{type(self.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
@@ -487,16 +514,22 @@ def load_run(
     if data_root is not None:
         arguments += ["--data.root", str(data_root)]
     cli = PCamCLI(arguments, record=False, precision=precision)
+    cli.checkpoint_step = _load_weights(cli, path, f"the network in {run.config}")
+    return cli
+
+
+def _load_weights(cli: PCamCLI, path: Path, network: str) -> int:
+    """Load a checkpoint's weights; return the optimizer steps behind them."""
     contents = load_checkpoint(path)
-    cli.checkpoint_step = contents["global_step"]
     try:
         cli.model.load_state_dict(contents["state_dict"])
     except RuntimeError as error:
         raise UserError(
-            f"Expected {path} to fit the network in {run.config} ({type(cli.model.network).__name__}), but its weights "
-            f"are of another network; put back the checkpoint and config of one run."
+            f"Expected {path} to fit {network} ({type(cli.model.network).__name__}), but its weights are of another "
+            f"network; bring the checkpoint and the config of one run together."
         ) from error
-    return cli
+    step: int = contents["global_step"]
+    return step
 
 
 def check_same_patches(folders: Sequence[RunFolder], runs: Sequence[PCamCLI], splits: Sequence[SplitName]) -> None:

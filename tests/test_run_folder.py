@@ -67,6 +67,20 @@ def test_metrics_of_one_step_share_a_row(tmp_path: Path) -> None:
     ]
 
 
+def test_metrics_without_an_epoch_leave_it_empty(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.log_metrics({"lr-SGD": 0.1}, 0)
+    metrics.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,epoch,lr-SGD", "0,,0.1"]
+    metrics.log_metrics({"train/loss": 0.5, "epoch": 1}, 5)
+    metrics.save()
+    expected = ["step,epoch,lr-SGD,train/loss", "0,,0.1,", "5,1,,0.5"]
+    assert (tmp_path / "metrics.csv").read_text().split() == expected
+    resumed = MetricsFile(tmp_path / "metrics.csv", resume_step=5)
+    resumed.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == expected
+
+
 def test_a_resumed_metrics_file_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,epoch,train/loss,val/auroc\n5,0,0.30000000000000004,\n10,1,0.4,0.9\n15,1,0.5,\n")

@@ -77,7 +77,7 @@ class PCamDataModule(LightningDataModule):
         self.stain_jitter = stain_jitter
         self.stain_shifts = stain_shifts
         self.num_workers = num_workers
-        self.cache_dir = Path(cache_dir) if cache_dir else user_cache_path("pcam")
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else user_cache_path("pcam")
         self.seed = seed
         self.deduplicate = deduplicate
         self._stores: dict[SplitName, PackedSplit] = {}

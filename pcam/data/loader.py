@@ -35,8 +35,13 @@ class Batches(Sampler[NDArray[np.int64]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.start = 0
-        """Batches to skip in the next pass."""
+        self.resume = (0, 0)
+        """An epoch, and how many of its batches the next pass skips."""
+
+    def skipped(self) -> int:
+        """How many batches the next pass skips: none in another epoch than the one to resume."""
+        epoch, batches = self.resume
+        return batches if epoch == self.epoch else 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass; Lightning calls it at the start of each epoch."""
@@ -62,7 +67,7 @@ class Batches(Sampler[NDArray[np.int64]]):
                 batch[self.rank * share : (self.rank + 1) * share]
                 for batch, share in zip(together, shares, strict=True)
             ]
-        start, self.start = self.start, 0  # for this pass alone
+        start, self.resume = self.skipped(), (0, 0)  # for this pass alone
         yield from batches[start:]
 
 
@@ -122,15 +127,18 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[PatchBatch]:
-        self._batches_given = self.sampler.start
+        self._batches_given = self.sampler.skipped()
         for batch in self._loader:
             self._batches_given += 1
             yield batch if self._change is None else self._change(batch)
 
     def state_dict(self) -> dict[str, int]:
-        """The position, in batches given in this epoch; after an epoch's last batch, the start of the next."""
-        return {"batches_given": self._batches_given % len(self)}
+        """The position: the epoch, and how many of its batches were given.
+
+        An epoch may end before its last batch, by Lightning's `limit_train_batches`; then the next one starts anew.
+        """
+        return {"epoch": self.sampler.epoch, "batches_given": self._batches_given % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Start the next pass at a position."""
-        self.sampler.start = state_dict["batches_given"]
+        """Start the next pass, if it is of that epoch, at a position."""
+        self.sampler.resume = (state_dict["epoch"], state_dict["batches_given"])

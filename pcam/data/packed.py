@@ -207,7 +207,9 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             unsorted = Path(folder) / "unsorted"
             with files.open(Path(folder)) as split:
-                _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES)
+                # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
+                unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
+                _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
                 hashes = _decode(split, unsorted, description)
             with atomic_path(path) as temporary, unsorted.open("rb") as patches:
                 _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)

@@ -17,8 +17,9 @@ Precision = Literal["32-true", "bf16-mixed"]
 class InferenceNetwork(nn.Module):
     """A copy of a network for evaluation alone, without gradients.
 
-    Every convolution takes up the batch norm behind it, with the statistics that it has now, and the ReLU or ReLU6
-    behind that. In float32 the logits are those of the network but for rounding.
+    In float32, whatever the network was trained in. Every convolution takes up the batch norm behind it, with the
+    statistics that it has now, and the ReLU or ReLU6 behind that. The logits are those of the network but for
+    rounding.
 
     Args:
         network: Patches in, logits out; left as it is.
@@ -27,7 +28,7 @@ class InferenceNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.network = deepcopy(network).float().eval().requires_grad_(False)
         self.dtype = dtype
         for layers in [module for module in self.network.modules() if isinstance(module, nn.Sequential)]:
             _fuse(layers, dtype)

@@ -57,7 +57,7 @@ class Normalization(nn.Module):
         Returns:
             The same shape, in the network's floating-point type.
         """
-        return torch.sub(patches, self.mean).div_(self.std)
+        return torch.sub(patches, self.mean).div_(self.std).to(self.mean.dtype)
 
 
 class MobileNetV2(nn.Module):

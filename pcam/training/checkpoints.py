@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: the best and the last."""
+"""The two checkpoints of a run, the best and the last, and how they are written."""
 
 import os
 import pickle
@@ -11,15 +11,56 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
+from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.run_folder import RunFolder
+from pcam.training.divergence import Divergence
 
 Monitor = Literal["val/loss", "val/accuracy", "val/auroc", "val/average_precision"]
 MONITORS: tuple[Monitor, ...] = get_args(Monitor)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Write checkpoints beside where they belong, and rename them.
+
+    Lightning 2.6 writes into the system's folder for temporary files and moves them from there, which on another file
+    system means to overwrite the old checkpoint byte by byte, and `previous.ckpt`, which is a link to it, as well.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; a reader sees the old one or the new one.
+
+        Args:
+            checkpoint: What to write.
+            path: Where to.
+            storage_options: Not used.
+        """
+        with atomic_path(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """A checkpoint in a run folder, which may be moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was written so far, also if the run folder has been moved.
+
+        Lightning 2.6 forgets it then, and the next validation would overwrite `best.ckpt`, however good it is.
+        """
+        assert self.dirpath is not None
+        here = Path(self.dirpath)
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path  # empty before the first validation
+
+        paths = {name: moved(state_dict[name]) for name in ("best_model_path", "kth_best_model_path")}
+        models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+
+
+class LastCheckpoint(_RunCheckpoint):
     """Write `last.ckpt` after each validation, at the end of training and, if asked, by the clock.
 
     The one before it stays as `previous.ckpt`. Lightning's `save_last=True` would, as of 2.6, copy the best epoch when
@@ -61,7 +102,13 @@ def prepare_last(run: RunFolder, trainer: Trainer) -> None:
     """Make ready for a new `last.ckpt`: write what was logged, and let `previous.ckpt` be what `last.ckpt` is now.
 
     A run that goes on from a checkpoint logs only what comes after it. At every moment both checkpoints are whole.
+
+    Raises:
+        UserError: If training has diverged: the checkpoints that there are stay.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+        if isinstance(callback, Divergence):
+            callback.check(trainer)
     for logger in trainer.loggers:
         logger.save()
         if isinstance(logger, TensorBoardLogger):
@@ -72,6 +119,7 @@ def prepare_last(run: RunFolder, trainer: Trainer) -> None:
         link.unlink(missing_ok=True)
         os.link(last, link)
         link.replace(run.checkpoints / "previous.ckpt")
+        link.unlink(missing_ok=True)  # a rename does nothing if both names are of one file already
 
 
 def validation_is_due(trainer: Trainer) -> bool:
@@ -82,24 +130,23 @@ def validation_is_due(trainer: Trainer) -> bool:
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
-def best_checkpoint(run: RunFolder, monitor: Monitor) -> ModelCheckpoint:
-    """Make the callback that keeps the best checkpoint.
+class BestCheckpoint(_RunCheckpoint):
+    """Write `best.ckpt` at each validation that is the best so far.
 
     Args:
         run: Where to.
         monitor: What is best: the lowest loss, or the highest of the others.
-
-    Returns:
-        A callback that writes `best.ckpt` at validation.
     """
-    return ModelCheckpoint(
-        run.checkpoints,
-        filename="best",
-        monitor=monitor,
-        mode="min" if monitor == "val/loss" else "max",
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
+
+    def __init__(self, run: RunFolder, monitor: Monitor) -> None:
+        super().__init__(
+            run.checkpoints,
+            filename="best",
+            monitor=monitor,
+            mode="min" if monitor == "val/loss" else "max",
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
 
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:

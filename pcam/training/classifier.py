@@ -163,7 +163,7 @@ class PatchClassifier(LightningModule):
         """Set up what the config names, over the parameters that train.
 
         Raises:
-            UserError: If PyTorch refuses one of their options.
+            UserError: If PyTorch refuses one of their options, or the scheduler ends before training does.
         """
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
@@ -175,4 +175,12 @@ class PatchClassifier(LightningModule):
             ) from error
         if scheduler is None:
             return optimizer
+        total_steps = getattr(scheduler, "total_steps", None)  # OneCycleLR's
+        steps = None if total_steps is None else self.trainer.estimated_stepping_batches
+        if steps is not None and steps > total_steps:
+            raise UserError(
+                f"Expected a scheduler for all {steps:,} steps of training, but found {type(scheduler).__name__} with "
+                f"total_steps {total_steps:,}; give model.scheduler.init_args.total_steps the number of "
+                f"trainer.max_steps."
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -23,8 +23,9 @@ class Curves(Callback):
     """
 
     def __init__(self) -> None:
-        self._scores = CatMetric()
-        self._labels = CatMetric()
+        # Unchecked: a look for NaN waits for the device, at each batch.
+        self._scores = CatMetric(nan_strategy="disable")
+        self._labels = CatMetric(nan_strategy="disable")
         self._grid: tuple[Tensor, Tensor, Tensor] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

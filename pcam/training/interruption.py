@@ -15,7 +15,8 @@ class Interruption(Checkpoint):
     """On the first SIGINT or SIGTERM, stop after the current step with a checkpoint; on a second SIGINT, at once.
 
     In the middle of a step the weights may be half updated, and Lightning would end with exit code 0 on SIGTERM. If a
-    validation is due after the step, or under way, it is finished first: resuming would not repeat it.
+    validation is due after the step, or under way, it is finished first: resuming would not repeat it. Of several
+    processes all stop after the same step, whichever of them got the signal.
 
     A `Checkpoint`, because Lightning calls those after all other callbacks, in their order.
 
@@ -48,13 +49,13 @@ class Interruption(Checkpoint):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self._signal_number is None:
+        if not trainer.strategy.reduce_boolean_decision(self._signal_number is not None, all=False):
             return
         path = self.run.checkpoints / "last.ckpt"
         prepare_last(self.run, trainer)
         trainer.save_checkpoint(path)
         raise StoppedError(
-            self._signal_number,
+            self._signal_number or signal.SIGTERM,
             f"Interrupted after step {trainer.global_step}; {path} holds everything up to there. "
             f"Go on with: python scripts/train.py --resume {self.run.path}",
         )

@@ -57,8 +57,8 @@ class MetricsFile(Logger):
             return
         table = pd.DataFrame([self._rows[step] for step in sorted(self._rows)])
         first = ["step", "epoch"]
-        table = table[first + sorted(column for column in table.columns if column not in first)]
-        table = table.astype({"step": int, "epoch": int})
+        table = table.reindex(columns=first + sorted(column for column in table.columns if column not in first))
+        table = table.astype({"step": int, "epoch": "Int64"})  # some of Lightning's callbacks log without an epoch
         with atomic_path(self.path) as temporary:
             table.to_csv(temporary, index=False)
 

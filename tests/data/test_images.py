@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pcam.data import PCamDataModule
-from pcam.data.layouts import read_image
+from pcam.data.layouts import find_layout, read_image
 from pcam.errors import UserError
 from tests.conftest import write_patches
 
@@ -128,6 +128,14 @@ def test_a_file_name_that_is_no_text_is_an_id_that_comes_back(patch_root: Path, 
     source.rename(source.with_name(name))
     ids = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("train").ids()
     assert f"train/0/{name}" in ids
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    write_patches(tmp_path, {"train": (2, 2)})
+    link = tmp_path / "train" / "1" / "gone.png"
+    link.symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(UserError, match=rf"Expected an image in {link}, but it is a link to nothing"):
+        find_layout(tmp_path).split("train")
 
 
 def test_a_link_that_loops_is_refused(tmp_path: Path) -> None:

@@ -190,15 +190,15 @@ def slides_of_kaggle(data: PCamDataModule) -> tuple[dict[str, str], dict[str, st
     return train, valid
 
 
-@pytest.mark.parametrize("column", ["slide", "wsi"])
+@pytest.mark.parametrize(("column", "encoding"), [("slide", "utf-8"), ("wsi", "utf-8"), ("slide", "utf-8-sig")])
 def test_kaggle_is_split_by_slide_if_a_csv_tells_them(
-    column: str, kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    column: str, encoding: str, kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     root = link(kaggle_root, tmp_path / "patches")
     ids = pd.read_csv(root / "train_labels.csv")["id"]
     slides = {patch_id: f"slide {index % 30}" for index, patch_id in enumerate(ids)}
-    pd.DataFrame(slides.items(), columns=["id", column]).to_csv(root / "slides.csv", index=False)
+    pd.DataFrame(slides.items(), columns=["id", column]).to_csv(root / "slides.csv", index=False, encoding=encoding)
     train, valid = slides_of_kaggle(PCamDataModule(root, cache_dir=tmp_path / "cache"))
     assert train | valid == slides
     assert not set(train.values()) & set(valid.values())

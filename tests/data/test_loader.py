@@ -74,7 +74,22 @@ def test_the_position_after_the_last_batch_is_the_start(datamodule: PCamDataModu
     iterator = iter(loader)
     for _ in range(len(loader)):
         next(iterator)
-    assert loader.state_dict() == {"batches_given": 0}
+    assert loader.state_dict() == {"epoch": 0, "batches_given": 0}
+
+
+def test_an_epoch_that_ended_early_leaves_the_next_one_whole(datamodule: PCamDataModule) -> None:
+    first = datamodule.train_dataloader()
+    first.sampler.set_epoch(3)
+    iterator = iter(first)
+    for _ in range(4):
+        next(iterator)
+    second = datamodule.train_dataloader()
+    second.load_state_dict(first.state_dict())
+    second.sampler.set_epoch(4)
+    assert len(list(second)) == len(second)
+    second.load_state_dict(first.state_dict())
+    second.sampler.set_epoch(3)
+    assert len(list(second)) == len(second) - 4
 
 
 def test_batches_leave_as_uint8_channels_last(datamodule: PCamDataModule) -> None:

@@ -7,7 +7,7 @@ import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pcam.data import PCamDataModule
+from pcam.data import PCamDataModule, packed
 from pcam.data.layouts import Split, SplitFiles, pixel_hash
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
@@ -263,6 +263,22 @@ def test_a_full_disk_is_noticed_before_the_first_patch(path: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"0\.0 GB of free disk space to pack into .*, but found 0\.0 GB; make room"):
         pack(files(before_task=die), path, "Packing")
+
+
+def test_what_opening_has_unpacked_already_needs_no_room_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(packed, "_require_space", lambda folder, space: needed.append(space))
+    plain = files()
+
+    @contextmanager
+    def unpacking(scratch: Path) -> Iterator[Split]:
+        (scratch / "unpacked").write_bytes(bytes(1000))
+        with plain.open(scratch) as split:
+            yield split
+
+    pack(plain, path, "Packing")
+    pack(SplitFiles("other", unpacking), path, "Packing")
+    assert needed[0] - needed[1] == 1000
 
 
 def with_repeats() -> tuple[PatchArray, NDArray[np.uint8]]:

@@ -47,6 +47,16 @@ def test_the_logits_are_those_of_the_network_in_evaluation(network: nn.Module) -
     assert not logits.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_is_evaluated_in_float32(dtype: torch.dtype, network: nn.Module) -> None:
+    expected = InferenceNetwork(network)(patches(3))
+    network.to(dtype)
+    assert network.eval()(patches(3).float()).dtype == dtype  # as after augmentation
+    logits = InferenceNetwork(network)(patches(3))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 if dtype == torch.float64 else 0.2)
+
+
 def test_no_batch_norm_and_no_activation_is_left_to_compute_after_a_convolution() -> None:
     layers = [type(module) for module in InferenceNetwork(MobileNetV2(None, dropout=0.0)).network.features.modules()]
     assert nn.BatchNorm2d not in layers

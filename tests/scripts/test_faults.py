@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pcam.run_folder import RunFolder
 from pcam.training import PatchClassifier
+from pcam.training.checkpoints import BestCheckpoint
 from tests.conftest import REPOSITORY, load_script, write_patches
 from tests.scripts.test_front_door import sentence
 from tests.scripts.test_life import arguments, assert_same_end, whole_run
@@ -53,16 +56,23 @@ def step_of(run: Path, checkpoint: str) -> int:
     return step
 
 
-# At an entry of the log, between two, before a validation and at the last step.
+# At an entry of the log, between two, before a validation, at the last step, and with checkpoints by the clock.
 @pytest.mark.parametrize(
-    ("step", "noticed"), [(9, 9), (10, 12), (18, 18), pytest.param(30, 30, marks=pytest.mark.slow)]
+    ("step", "noticed", "more"),
+    [
+        (9, 9, []),
+        (10, 12, []),
+        (18, 18, []),
+        pytest.param(30, 30, [], marks=pytest.mark.slow),
+        (10, 10, ["--checkpoint_every_seconds", "1e-9"]),
+    ],
 )
 def test_a_loss_that_is_no_number_ends_training_and_no_checkpoint_holds_it(
-    step: int, noticed: int, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    step: int, noticed: int, more: list[str], patch_root: Path, cache_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     at_step(monkeypatch, step, "nan")
-    said = sentence(capsys, train, arguments("cnn", patch_root, cache_dir, tmp_path), 1)
+    said = sentence(capsys, train, [*arguments("cnn", patch_root, cache_dir, tmp_path), *more], 1)
     run = tmp_path / "cnn" / "version_0"
     assert f"Expected a finite training loss, but found nan at step {noticed}: training has diverged" in said
     assert f"{run}/checkpoints/last.ckpt is from before" in said
@@ -72,6 +82,24 @@ def test_a_loss_that_is_no_number_ends_training_and_no_checkpoint_holds_it(
             assert torch.isfinite(value).all()
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_are_noticed_by_the_validation(
+    patch_root: Path,
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spoil(self: PatchClassifier) -> None:
+        if self.global_step == 12:
+            with torch.no_grad():
+                next(self.parameters()).fill_(torch.nan)
+
+    monkeypatch.setattr(PatchClassifier, "on_validation_start", spoil)
+    said = sentence(capsys, train, arguments("cnn", patch_root, cache_dir, tmp_path), 1)
+    assert "Expected a finite validation loss, but found nan at step 12: training has diverged" in said
+    assert step_of(tmp_path / "cnn" / "version_0", "last") == 6
+
+
 def test_a_loss_that_is_no_number_at_once_leaves_no_checkpoint(
     patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +107,60 @@ def test_a_loss_that_is_no_number_at_once_leaves_no_checkpoint(
     said = sentence(capsys, train, args, 1)
     assert "at step 3: training has diverged; there is no checkpoint yet. Train anew with a lower learning" in said
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_checkpoints_do_not_go_by_the_folder_for_temporary_files(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where it is on another file system, a move from it overwrites the old file, and with it the link to it.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    train([*arguments("cnn", patch_root, cache_dir, tmp_path), "--checkpoint_every_seconds", "1e-9"])
+    run = tmp_path / "cnn" / "version_0"
+    assert (step_of(run, "last"), step_of(run, "previous")) == (30, 29)
+    assert not (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "previous.ckpt")
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+
+
+def test_a_run_that_was_moved_keeps_what_is_best(
+    whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(patch, 17, "kill")
+        with pytest.raises(KilledError):
+            train(arguments("cnn", patch_root, cache_dir, tmp_path / "here"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    run = tmp_path / "there" / "cnn" / "version_0"
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (before,) = (value for key, value in state.items() if "BestCheckpoint" in key)
+    best = BestCheckpoint(RunFolder(run), "val/loss")
+    best.load_state_dict(before)
+    assert best.best_model_score == before["best_model_score"]
+    assert best.best_model_path == best.kth_best_model_path == str(run / "checkpoints" / "best.ckpt")
+    train(["--resume", str(run)])
+    assert_same_end(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--trainer.accelerator", "tpu"], "Expected values that PyTorch and Lightning take"),
+        (["--model.network.dense", "false"], "to fit the network of this command line (BaselineCNN), but its weights"),
+    ],
+)
+def test_a_resume_that_fails_leaves_the_run_as_it_was(
+    change: list[str], message: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "cnn" / "version_0"))
+    before = (run / "config.yaml").read_bytes()
+    assert message in sentence(capsys, train, ["--resume", str(run), *change], 1)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_callbacks_that_log_without_an_epoch_do_no_harm(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+    monitor = "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"
+    train([*arguments("cnn", patch_root, cache_dir, tmp_path), "--trainer.max_steps", "6", monitor])
+    table = pd.read_csv(tmp_path / "cnn" / "version_0" / "metrics.csv")
+    assert table["lr-SGD"].dropna().unique().tolist() == [0.01]
 
 
 def test_checkpoints_by_the_clock_lose_no_step(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import REPOSITORY, load_script
 
@@ -44,6 +45,7 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
             ["--model.network.init_args.normalization", "null"],
             "for model.network.normalization (BaselineCNN), but found",
         ),
+        (["--trainer.accumulate_grad_batches", "2"], "accumulate_grad_batches to be 1, but found 2"),
         (["--model.optimizer.init_args.lr", "null"], "for model.optimizer.lr (SGD), but found null; leave it out"),
     ],
 )
@@ -63,6 +65,32 @@ def test_a_value_that_pytorch_or_lightning_refuses_ends_with_1(
 ) -> None:
     data = ["--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--trainer.fast_dev_run", "true"]
     assert expected in sentence(capsys, train, [*DEMO, *data, *args], 1)
+
+
+def test_a_scheduler_that_ends_before_training_is_refused(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        "--config", str(REPOSITORY / "configs" / "best.yaml"), "--model.network.weights", "null",
+        "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--data.batch_size", "8",
+        "--trainer.max_steps", "601", "--trainer.num_sanity_val_steps", "0", "--runs_dir", str(tmp_path),
+    ]  # fmt: skip
+    said = sentence(capsys, train, args, 1)
+    assert "Expected a scheduler for all 601 steps of training, but found OneCycleLR with total_steps 600; give" in said
+
+
+def test_a_cache_folder_is_found_from_anywhere(
+    patch_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for given, expected in {"~/cache": tmp_path / "home" / "cache", "here": tmp_path / "here"}.items():
+        data = ["--data.root", str(patch_root), "--data.cache_dir", given]
+        steps = [f"--trainer.{name}=1" for name in ("max_steps", "val_check_interval", "log_every_n_steps")]
+        train([*DEMO, *data, *steps, "--runs_dir", given])
+        assert list(expected.glob("patches-*/train-all.h5"))
+        config = yaml.safe_load((expected / "demo" / "version_0" / "config.yaml").read_text())
+        assert config["data"]["cache_dir"] == str(expected)
 
 
 def test_a_config_with_an_unknown_key_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcam.data.layouts.images import is_image, read_images
+from pcam.data.layouts.images import image_files, is_image, read_images
 from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature
 from pcam.data.layouts.tables import listed
 from pcam.errors import UserError
@@ -71,8 +71,7 @@ def _find(root: Path, folder: Path) -> SplitFiles:
                 f"Expected a folder {class_folder} with the patches of class {label} ({class_name}), but found none; "
                 f"both classes must be there."
             )
-        with os.scandir(class_folder) as entries:
-            images = sorted((entry.name, entry.stat()) for entry in entries if is_image(entry.name))
+        images = image_files(class_folder)
         if not images:
             raise UserError(
                 f"Expected images (jpg, jpeg, png, tif or tiff) of class {label} ({class_name}) in {class_folder}, "

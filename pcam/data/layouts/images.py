@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,31 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image, and not that of what macOS keeps beside one."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def image_files(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """List the images in a folder.
+
+    Args:
+        folder: The folder; what lies in folders below it does not count.
+
+    Returns:
+        Name and status of each, by name.
+
+    Raises:
+        UserError: If one is a link to nothing.
+    """
+    images = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_image(entry.name):
+                try:
+                    images.append((entry.name, entry.stat()))
+                except FileNotFoundError as error:
+                    raise UserError(
+                        f"Expected an image in {entry.path}, but it is a link to nothing; mend it or remove it."
+                    ) from error
+    return sorted(images)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.data.layouts.folders import unlabelled_folder
-from pcam.data.layouts.images import is_image, pixel_hash, read_images
+from pcam.data.layouts.images import image_files, pixel_hash, read_images
 from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature
 from pcam.data.layouts.official import find_official, official_file, official_meta
 from pcam.data.layouts.tables import checked_ids, checked_labels, listed, read_csv
@@ -80,8 +80,7 @@ def _files(root: Path) -> list[tuple[str, os.stat_result]]:
         raise UserError(
             f"Expected a folder {folder} beside train_labels.csv, but found none; unpack Kaggle's archive anew."
         )
-    with os.scandir(folder) as entries:
-        return sorted((entry.name, entry.stat()) for entry in entries if is_image(entry.name))
+    return image_files(folder)
 
 
 def _find(root: Path, split: SplitName) -> SplitFiles:
@@ -167,7 +166,7 @@ def _slide_table(root: Path) -> Path | None:
     """Find the CSV with the columns `id` and `slide` or `wsi`."""
     tables = []
     for path in sorted(root.glob("*.csv")):
-        with path.open(errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:  # a spreadsheet's CSV may begin with a mark
             columns = {name.strip(' "\r\n') for name in file.readline().split(",")}
         if "id" in columns and columns & {"slide", "wsi"}:
             tables.append(path)
