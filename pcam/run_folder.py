@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,12 @@ from pcam.patches import SplitName
 CheckpointName = Literal["best", "last", "previous"]
 ResumeName = Literal["last", "previous"]
 
-_NOT_RECIPE: Final = {"seed_everything", "experiment", "runs_dir", "checkpoint_every_seconds"}
-"""Keys of a config that say which run it is, and not how it is trained."""
+_NOT_RECIPE: Final[Mapping[str, Set[str]]] = {
+    "": {"seed_everything", "experiment", "runs_dir", "checkpoint_every_seconds"},
+    "trainer": {"enable_progress_bar"},
+    "data": {"cache_dir", "num_workers"},
+}
+"""Keys of a config, by section, that say which run it is or what it shows, and not how it is trained."""
 
 _PACKAGES: Final = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow")
 
@@ -161,7 +165,7 @@ class RunFolder:
 
 
 def are_seeds(runs: Sequence[RunFolder]) -> bool:
-    """Whether runs differ in nothing that their configs say but the seed, and each has its own.
+    """Whether runs are trained alike but for the seed, by their configs, and each has its own.
 
     Args:
         runs: At least one.
@@ -171,8 +175,12 @@ def are_seeds(runs: Sequence[RunFolder]) -> bool:
     """
     configs = [yaml.safe_load(run.config.read_text()) for run in runs]
     seeds = {config["seed_everything"] for config in configs}
-    recipes = [{key: value for key, value in config.items() if key not in _NOT_RECIPE} for config in configs]
-    return len(seeds) == len(runs) > 1 and all(recipe == recipes[0] for recipe in recipes)
+    for config in configs:
+        for section, keys in _NOT_RECIPE.items():
+            options = config[section] if section else config
+            for key in keys:
+                options.pop(key, None)
+    return len(seeds) == len(runs) > 1 and all(config == configs[0] for config in configs)
 
 
 def run_names(runs: Sequence[RunFolder]) -> list[str]:

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
-from pcam.run_folder import RunFolder, run_names
+from pcam.run_folder import RunFolder, are_seeds, run_names
 from pcam.training.metrics_file import MetricsFile
 
 
@@ -52,6 +53,24 @@ def test_the_environment_is_recorded(tmp_path: Path) -> None:
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["data_fingerprints"] == {"train": "abc"}
     assert environment["packages"].keys() >= {"torch", "lightning"}
+
+
+def test_runs_that_differ_in_their_seeds_and_in_what_they_show_are_seeds(tmp_path: Path) -> None:
+    def run(seed: int, **options: object) -> RunFolder:
+        made = RunFolder.claim(tmp_path, "cnn")
+        config = {"seed_everything": seed, "experiment": f"of {seed}", "trainer": {}, "data": {"batch_size": 8}}
+        for key, value in options.items():
+            section, name = key.split("__")
+            config[section][name] = value
+        made.config.write_text(yaml.safe_dump(config))
+        return made
+
+    first = run(1)
+    assert are_seeds([first, run(2), run(3, trainer__enable_progress_bar=False, data__cache_dir="elsewhere")])
+    assert not are_seeds([first])
+    assert not are_seeds([first, run(1)])
+    assert not are_seeds([first, run(2, data__batch_size=16)])
+    assert not are_seeds([first, run(2, trainer__max_steps=5)])
 
 
 def test_metrics_of_one_step_share_a_row(tmp_path: Path) -> None:

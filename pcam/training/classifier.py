@@ -176,8 +176,7 @@ class PatchClassifier(LightningModule):
         if scheduler is None:
             return optimizer
         total_steps = getattr(scheduler, "total_steps", None)  # OneCycleLR's
-        steps = None if total_steps is None else self.trainer.estimated_stepping_batches
-        if steps is not None and steps > total_steps:
+        if total_steps is not None and (steps := self.trainer.estimated_stepping_batches) > total_steps:
             raise UserError(
                 f"Expected a scheduler for all {steps:,} steps of training, but found {type(scheduler).__name__} with "
                 f"total_steps {total_steps:,}; give model.scheduler.init_args.total_steps the number of "
