@@ -19,6 +19,7 @@ from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.statistics import delong_test
 from pcam.run_folder import RunFolder
 from tests.conftest import COUNTS, REPOSITORY, load_script, write_patches
+from tests.data.forms import noise, slides_of, write_official_with_meta
 from tests.scripts.test_front_door import sentence
 
 train = load_script("train").main
@@ -94,6 +95,16 @@ def test_numbers_follow_from_the_predictions_and_thresholds_from_valid(run: Path
     assert record["bootstrap"] == {
         "resamples": 2000, "seed": 0, "of": "groups of identical patches", "units": sum(COUNTS["test"]), "level": 0.95,
     }  # fmt: skip
+
+
+def test_slides_are_what_intervals_count_where_they_are_known(tmp_path: Path) -> None:
+    write_official_with_meta(tmp_path / "data", noise())
+    run = short_run("cnn", tmp_path / "data", tmp_path / "cache", tmp_path / "runs")
+    evaluate([str(run)])
+    found = predictions_of(run / "evaluation" / "valid")
+    assert set(found["slide"]) == set(slides_of(noise()["valid"][1]))
+    bootstrap = record_of(run / "evaluation" / "valid")["bootstrap"]
+    assert (bootstrap["of"], bootstrap["units"]) == ("slides", found["slide"].nunique())
 
 
 def test_tensorboard_has_a_line_of_its_own_and_the_run_is_left_alone(run: Path) -> None:
