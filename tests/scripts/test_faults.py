@@ -177,6 +177,7 @@ def test_checkpoints_by_the_clock_lose_no_step(
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow
 def test_the_clock_leaves_a_validation_that_is_due_to_write_the_checkpoint(
     whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

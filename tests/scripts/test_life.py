@@ -133,7 +133,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
 # Mid-epoch between entries, at a validation, after an epoch's last batch; at an entry, at a validation in epoch 1,
 # after the last batch of epoch 1, and one step before the end.
 @pytest.mark.parametrize(
-    "at_step", [4, 6, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (9, 12, 22, 29))]
+    "at_step", [6, 11, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 9, 12, 22, 29))]
 )
 def test_an_interrupted_run_resumes_to_the_same_end_bit_for_bit(
     at_step: int, cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path,
@@ -188,6 +188,7 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_validation(
     assert_same_end(run, cnn_run)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(
     cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -202,7 +203,7 @@ def test_a_finished_run_has_nothing_to_resume(cnn_run: Path, capsys: pytest.Capt
     assert "Best val/loss at step" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("split", [pytest.param("valid", marks=pytest.mark.slow), "test"])
 def test_evaluating_writes_metrics_predictions_and_figures(
     split: str, cnn_run: Path, patch_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
