@@ -47,6 +47,9 @@ Measure = Callable[[Labels, Logits, Sequence[str]], Merits]
 Side = tuple[Sequence[RunResult], Reading]
 """One side of a comparison: an arm's runs, in the order of seeds, and how they are read."""
 
+Lags = list[tuple[str, int, dict[str, Inference]]]
+"""An arm, its number of seeds, and what the lag of its batch norm adds to each metric."""
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -114,16 +117,17 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
     """
     results = _collect(plan, folder)
     answers = _answer(plan, results)
+    lags = _lags(plan, results)
     pictures = _pictures(plan, results, answers)
     sheets = {
         "arms": _arms_sheet(plan, results),
         "questions": _questions_sheet(plan, answers),
-        "lag": _lag_sheet(plan, results),
+        "lag": _lag_sheet(plan, lags),
         "published": _published_sheet(plan, results),
         "changes": _changes_sheet(plan, results),
         "conditions": _conditions_sheet(plan, results),
     }
-    tables = _tables(plan, results, answers)
+    tables = _tables(plan, results, answers, lags)
     for name, table in tables.items():
         with atomic_path(folder.report / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
@@ -303,7 +307,7 @@ def _claims(plan: Plan, results: Results) -> list[str]:
     return claims
 
 
-def _lags(plan: Plan, results: Results) -> list[tuple[str, int, dict[str, Inference]]]:
+def _lags(plan: Plan, results: Results) -> Lags:
     """What evaluation with the published study's statistics adds to each metric of the same weights.
 
     Returns:
@@ -324,11 +328,11 @@ def _lags(plan: Plan, results: Results) -> list[tuple[str, int, dict[str, Infere
     return lags
 
 
-def _lag_sheet(plan: Plan, results: Results) -> Sheet:
+def _lag_sheet(plan: Plan, lags: Lags) -> Sheet:
     rows = [
         [plan.arms[arm].label, str(seeds)]
         + [f"{lag.estimate:+.4f} ({_signed(lag.interval())})" for lag in found.values()]
-        for arm, seeds, found in _lags(plan, results)
+        for arm, seeds, found in lags
     ]
     return Sheet(
         f"What the lag does at the last checkpoint, the weights the same: {READING_NAMES[PUBLISHED_READING]} less "
@@ -535,7 +539,7 @@ def _reading_words(runs: Sequence[RunResult], name: str = "auroc") -> str:
     return ", ".join(f"{name} {value:.3f} {names[reading]}" for reading, value in values.items())
 
 
-def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str, pd.DataFrame]:
+def _tables(plan: Plan, results: Results, answers: Sequence[Answer], lags: Lags) -> dict[str, pd.DataFrame]:
     """Every number at full precision; no table that would be empty."""
     runs = [
         {"arm": arm, "seed": seed, "reading": reading, "step": run.record["step"], "seconds": run.record["seconds"]}
@@ -567,12 +571,12 @@ def _tables(plan: Plan, results: Results, answers: Sequence[Answer]) -> dict[str
         for arm, seeds in results.items()
         for seed, run in seeds.items()
     ]
-    lags = [
+    lag_rows = [
         {"arm": arm, "metric": name, "seeds": seeds} | _inference_row(lag)
-        for arm, seeds, found in _lags(plan, results)
+        for arm, seeds, found in lags
         for name, lag in found.items()
     ]
-    tables: dict[str, list[dict[str, Any]]] = {"runs": runs, "arms": arms, "questions": questions, "lag": lags}
+    tables: dict[str, list[dict[str, Any]]] = {"runs": runs, "arms": arms, "questions": questions, "lag": lag_rows}
     return {name: pd.DataFrame(rows) for name, rows in tables.items() if rows} | {"curves": pd.concat(curves)}
 
 
