@@ -579,6 +579,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # A run that resumes goes on in its own folder.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # A frozen part is meant to be.
+    warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode at the start of training")
     # Lightning 2.6 with torch 2.15; look again when it is raised.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     # Lightning 2.6 recommends a product at every start.

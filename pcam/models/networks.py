@@ -117,6 +117,7 @@ class MobileNetV2(nn.Module):
             load_weights(self.features, "mobilenet_v2", weights, prefix="features.", without=["classifier."])
         self.freeze = freeze
         self.features.requires_grad_(not freeze)
+        self.train()  # a frozen part is in evaluation mode from the start: trainers take modes as they find them
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> "MobileNetV2":

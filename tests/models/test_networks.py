@@ -104,7 +104,7 @@ def test_dropout_is_where_it_is_said_to_be() -> None:
 
 
 def test_a_frozen_network_trains_its_last_layer_and_keeps_its_statistics() -> None:
-    network = MobileNetV2(weights=None, dropout=0.0, freeze=True).train()
+    network = MobileNetV2(weights=None, dropout=0.0, freeze=True)  # as a trainer gets it, without `train()`
     assert trainable(network) == 1281
     before = {name: value.clone() for name, value in network.features.state_dict().items()}
     network(patches(4)).sum().backward()
