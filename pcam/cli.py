@@ -48,6 +48,7 @@ from pcam.training.checkpoints import (
 from pcam.training.classifier import PredictOutput
 from pcam.training.curves import Curves
 from pcam.training.divergence import Divergence
+from pcam.training.enlarged_statistics import EnlargedStatistics
 from pcam.training.hyperparameters import Hyperparameters
 from pcam.training.interruption import Interruption
 from pcam.training.metrics_file import MetricsFile
@@ -345,7 +346,7 @@ class PCamCLI(LightningCLI):
             )
         kwargs["use_distributed_sampler"] = False  # our sampler does that itself
         kwargs["logger"] = False
-        callbacks: list[Callback] = [TrainLoss(), RandomState(), *progress]
+        callbacks: list[Callback] = [TrainLoss(), RandomState(), EnlargedStatistics(), *progress]
         if not self.config.trainer.fast_dev_run:
             resume_step = None
             if self.run is not None:

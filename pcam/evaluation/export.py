@@ -100,7 +100,11 @@ def write_safetensors(network: nn.Module, path: Path) -> Score:
         What a network that is loaded from the file answers.
     """
     safetensors = import_extra("safetensors.torch", "export")
-    path.write_bytes(safetensors.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+    # Copies: the format refuses tensors that share memory, as the weights of one network at several sizes do.
+    tensors = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()
+    }
+    path.write_bytes(safetensors.save(tensors))
     loaded = copy.deepcopy(network)
     loaded.load_state_dict(safetensors.load_file(path))
     return checkpoint_score(loaded)

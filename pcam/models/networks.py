@@ -4,6 +4,8 @@ All take patches with values 0..255 (uint8, or float after augmentation) and nor
 whatever feeds them needs to know nothing about it.
 """
 
+from collections.abc import Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import partial
 from typing import Final, Literal
@@ -11,6 +13,7 @@ from typing import Final, Literal
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.models import SwinTransformer, get_model, list_models, mobilenet_v2
 
 from pcam.errors import UserError
@@ -75,6 +78,8 @@ class MobileNetV2(nn.Module):
             ([-1, 1]) or "unit" ([0, 1]). The same default without weights, so that arms differ in nothing else.
         freeze: Whether only the linear unit learns. The convolutional part then stays in evaluation mode, so its
             batch-norm statistics stay put too.
+        enlarged_sizes: Sides, in pixels, that evaluation enlarges patches of 96x96 to, beside their own size: a logit
+            is the mean over the sizes. Training sees patches in their own size alone.
 
     Source: Sandler et al. 2018, "MobileNetV2: inverted residuals and linear bottlenecks".
     """
@@ -87,9 +92,15 @@ class MobileNetV2(nn.Module):
         bn_eps: float = DEFAULT_BN_EPS,
         normalization: NormalizationName = "imagenet",
         freeze: bool = False,
+        enlarged_sizes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         _check_dropout(dropout)
+        if any(size <= PATCH_SIZE for size in enlarged_sizes) or len(set(enlarged_sizes)) < len(enlarged_sizes):
+            raise UserError(
+                f"Expected enlarged_sizes to be above {PATCH_SIZE}, each once, but found {list(enlarged_sizes)}; leave "
+                f"out {PATCH_SIZE}, which is always evaluated."
+            )
         if not 0 < bn_momentum <= 1:
             raise UserError(
                 f"Expected bn_momentum to be above 0 and at most 1 (0.1 is PyTorch's default, 0.001 is Keras's 0.999), "
@@ -117,6 +128,7 @@ class MobileNetV2(nn.Module):
             load_weights(self.features, "mobilenet_v2", weights, prefix="features.", without=["classifier."])
         self.freeze = freeze
         self.features.requires_grad_(not freeze)
+        self.enlarged = EnlargedFeatures(self.features, enlarged_sizes) if enlarged_sizes else None
         self.train()  # a frozen part is in evaluation mode from the start: trainers take modes as they find them
         self.to(memory_format=torch.channels_last)
 
@@ -125,6 +137,8 @@ class MobileNetV2(nn.Module):
         super().train(mode)
         if self.freeze:
             self.features.eval()
+            if self.enlarged is not None:
+                self.enlarged.eval()
         return self
 
     def forward(self, patches: Patches) -> Logits:
@@ -136,9 +150,48 @@ class MobileNetV2(nn.Module):
         Returns:
             Shape (batch,).
         """
-        features = self.features(self.normalization(patches.contiguous(memory_format=torch.channels_last)))
-        logits: Tensor = self.head(features.mean(dim=(2, 3))).squeeze(1)
-        return logits
+        normalized = self.normalization(patches.contiguous(memory_format=torch.channels_last))
+        features = [self.features(normalized)]
+        if self.enlarged is not None and not self.training:
+            features += self.enlarged(normalized)
+        logits = [self.head(of_size.mean(dim=(2, 3))).squeeze(1) for of_size in features]
+        return torch.stack(logits).mean(dim=0) if self.enlarged else logits[0]
+
+
+class EnlargedFeatures(nn.Module):
+    """The convolutional part of a network at other sizes: the same weights, with batch-norm statistics of their own.
+
+    A network that has learned from patches in their own size sees each nucleus larger here, at other places of its
+    grid of strides. Both make other errors than it makes without, once batch norm has the statistics of the size
+    (`reestimate_batch_norm` of this module); those of another size cost more than the rest brings.
+
+    Args:
+        features: Shares its weights with this module; its statistics are what those here start from.
+        sizes: Sides, in pixels, of patches that have 96x96 before.
+
+    Source: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", for the size and the statistics.
+    """
+
+    def __init__(self, features: nn.Module, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        shared = {id(parameter): parameter for parameter in features.parameters()}
+        self.features = nn.ModuleList(deepcopy(features, dict(shared)) for _ in sizes)
+
+    def forward(self, patches: Patches) -> list[Tensor]:
+        """Compute features.
+
+        Args:
+            patches: Shape (batch, 3, height, width), normalised.
+
+        Returns:
+            For each size, shape (batch, channels, rows, columns).
+        """
+        height, width = patches.shape[2:]
+        return [
+            features(interpolate(patches, (height * size // PATCH_SIZE, width * size // PATCH_SIZE), mode="bilinear"))
+            for size, features in zip(self.sizes, self.features, strict=True)
+        ]
 
 
 class BaselineCNN(nn.Module):

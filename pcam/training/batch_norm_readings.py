@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pcam.data import PCamDataModule
 from pcam.errors import UserError
+from pcam.models import MobileNetV2
 from pcam.models.batch_norm import (
     Statistics,
     learning_layers,
@@ -27,7 +28,7 @@ class BatchNormReadings(Callback):
     In training, batch norm normalises by the batch: its momentum decides what evaluation sees, and never touches the
     weights. So the statistics that any momentum gives can be kept beside one training. At each validation, logs loss,
     accuracy, AUROC and average precision of each reading, as `val/loss_momentum_0.001` and `val/loss_reestimated`.
-    Training goes on bit for bit as without it. For one process.
+    Training goes on bit for bit as without it. For one process, and a network without enlarged sizes.
 
     Args:
         momenta: In PyTorch's convention, above 0, at most 1: Keras's default 0.99 is 0.01, and its MobileNetV2's 0.999
@@ -66,6 +67,11 @@ class BatchNormReadings(Callback):
             raise UserError(
                 f"Expected one process with BatchNormReadings, but found {trainer.world_size}; set trainer.devices "
                 f"to 1 or leave the callback out."
+            )
+        if isinstance(pl_module.network, MobileNetV2) and pl_module.network.enlarged is not None:
+            raise UserError(
+                "Expected patches in their own size alone with BatchNormReadings, but found enlarged_sizes "
+                f"{list(pl_module.network.enlarged.sizes)}; make them [] or leave the callback out."
             )
         layers = self._layers(pl_module)
         momenta = {layer.momentum for layer in layers}

@@ -21,6 +21,7 @@ from pcam.evaluation.export import (
     write_safetensors,
 )
 from pcam.models import BaselineCNN, MobileNetV2
+from pcam.models.batch_norm import reestimate_batch_norm
 
 
 def patches_of(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -37,10 +38,9 @@ def baseline() -> nn.Module:
 def mobilenet() -> nn.Module:
     """As after training: with running statistics that are not those of the start, and a head that decides."""
     torch.manual_seed(0)
-    network = MobileNetV2(weights=None, dropout=0.5, bn_momentum=1.0)
+    network = MobileNetV2(weights=None, dropout=0.5, enlarged_sizes=[128])
     nn.init.normal_(network.head[1].weight)
-    with torch.no_grad():
-        network(torch.from_numpy(patches_of(8, seed=1)).permute(0, 3, 1, 2))
+    reestimate_batch_norm(network, [torch.from_numpy(patches_of(8, seed=1)).permute(0, 3, 1, 2)])
     return network.eval()
 
 
@@ -109,7 +109,11 @@ def test_safetensors_reload_to_the_same_logits(name: str, tmp_path: Path) -> Non
     tensor = torch.from_numpy(patches).permute(0, 3, 1, 2)
     torch.manual_seed(1)
     # Without the normalisation that the file brings.
-    loaded = BaselineCNN(normalization="unit") if name == "baseline" else MobileNetV2(None, 0.0, normalization="unit")
+    made = {
+        "baseline": lambda: BaselineCNN(normalization="unit"),
+        "mobilenet": lambda: MobileNetV2(None, 0.0, normalization="unit", enlarged_sizes=[128]),
+    }
+    loaded = made[name]()
     loaded.load_state_dict(load_file(path))
     with torch.inference_mode():
         expected = network(tensor)

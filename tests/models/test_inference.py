@@ -8,23 +8,11 @@ from torch import nn
 
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.models.inference import InferenceNetwork
-from tests.models.test_networks import patches
-
-
-def trained(network: nn.Module) -> nn.Module:
-    """Give batch norm statistics of real activations, and weights far from 0 and 1."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.momentum = 1.0
-    with torch.no_grad():
-        network.train()(patches(16))
-    return network
-
+from tests.models.test_networks import patches, trained
 
 NETWORKS = {
     "MobileNetV2": lambda: MobileNetV2(weights=None, dropout=0.5),
+    "MobileNetV2 at two sizes": lambda: MobileNetV2(weights=None, dropout=0.5, enlarged_sizes=[128]),
     "BaselineCNN": BaselineCNN,
     "convolutional BaselineCNN": lambda: BaselineCNN(dense=False, dropout=0.5),
 }

@@ -1,11 +1,15 @@
 """The networks: sizes, shapes, batch norm, freezing."""
 
+import copy
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
+from pcam.models.batch_norm import learning_layers, read_statistics, reestimate_batch_norm
 from pcam.models.networks import Normalization
 
 
@@ -16,6 +20,18 @@ def trainable(network: nn.Module) -> int:
 def patches(count: int = 2, size: int = 96) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """Give batch norm statistics of real activations, and weights far from 0 and 1."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(patches(16))
+    return network
 
 
 def test_parameter_counts_are_the_published_ones() -> None:
@@ -134,3 +150,65 @@ def test_another_epsilon_with_pretrained_weights_is_refused_with_the_reason() ->
 def test_dropout_of_the_cnn_out_of_range_is_refused() -> None:
     with pytest.raises(UserError, match=r"Expected dropout .* but found -0\.1"):
         BaselineCNN(dropout=-0.1)
+
+
+def enlarging(*sizes: int) -> MobileNetV2:
+    torch.manual_seed(0)
+    network = MobileNetV2(weights=None, dropout=0.0, enlarged_sizes=sizes)
+    trained(network)
+    return network
+
+
+def test_evaluation_averages_the_logits_at_all_sizes() -> None:
+    network = enlarging(128, 112).eval()
+    assert network.enlarged is not None
+    with torch.no_grad():
+        network(patches(4))
+        logits = []
+        for size, features in ((96, network.features), *zip((128, 112), network.enlarged.features, strict=True)):
+            sized = nn.functional.interpolate(network.normalization(patches(4)), size=(size, size), mode="bilinear")
+            logits.append(network.head(features(sized).mean(dim=(2, 3))).squeeze(1))
+        torch.testing.assert_close(network(patches(4)), sum(logits) / 3)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+def test_sizes_are_of_patches_and_scale_with_a_larger_image() -> None:
+    network = enlarging(144).eval()
+    assert network.enlarged is not None
+    (features,) = network.enlarged(torch.zeros(1, 3, 96, 192))
+    assert features.shape == (1, 1280, 5, 9)
+
+
+def test_training_neither_sees_enlarged_patches_nor_changes_their_statistics() -> None:
+    network = enlarging(128)
+    assert network.enlarged is not None
+    before = read_statistics(learning_layers(network.enlarged))
+    plain = copy.deepcopy(network)
+    plain.enlarged = None
+    assert torch.equal(network.train()(patches(4)), plain.train()(patches(4)))
+    assert torch.equal(read_statistics(learning_layers(network.enlarged)), before)
+
+
+def test_sizes_share_weights_and_nothing_else() -> None:
+    network = enlarging(128)
+    assert network.enlarged is not None
+    assert trainable(network) == 2_225_153
+    network.to(torch.float64).float()
+    weights = zip(network.features.parameters(), network.enlarged.features[0].parameters(), strict=True)
+    assert all(own is enlarged for own, enlarged in weights)
+    own = read_statistics(learning_layers(network.features))
+    reestimate_batch_norm(network.enlarged, [network.normalization(patches(4))])
+    assert torch.equal(read_statistics(learning_layers(network.features)), own)
+    assert not torch.equal(read_statistics(learning_layers(network.enlarged)), own)
+
+
+def test_a_frozen_network_keeps_its_statistics_at_all_sizes() -> None:
+    network = MobileNetV2(weights=None, dropout=0.0, freeze=True, enlarged_sizes=[128]).train()
+    assert network.enlarged is not None
+    assert not any(module.training for part in (network.features, network.enlarged) for module in part.modules())
+
+
+@pytest.mark.parametrize("sizes", [[96], [64], [128, 128]])
+def test_sizes_that_do_not_enlarge_or_repeat_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(UserError, match=f"above 96, each once, but found {re.escape(str(sizes))}"):
+        MobileNetV2(weights=None, dropout=0.0, enlarged_sizes=sizes)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pcam.data import PCamDataModule
 from pcam.errors import UserError
-from pcam.models import BaselineCNN
+from pcam.models import BaselineCNN, MobileNetV2
 from pcam.models.batch_norm import learning_layers, read_statistics, reestimate_batch_norm, write_statistics
 from pcam.training import BatchNormReadings, PatchClassifier
 from pcam.training.metrics_file import MetricsFile
@@ -132,9 +132,10 @@ def test_what_it_cannot_do_is_refused(patch_root: Path, cache_dir: Path, tmp_pat
         BatchNormReadings((0.1, 0))
     with pytest.raises(UserError, match="Expected one momentum in all layers of batch norm"):
         train(patch_root, cache_dir, tmp_path / "none.csv", BatchNormReadings(), momentum=None)
-    classifier = PatchClassifier(BaselineCNN(), torch.optim.SGD)
-    trainer = Trainer(
-        logger=False, enable_checkpointing=False, accelerator="cpu", callbacks=[BatchNormReadings()], max_steps=1
-    )
-    with pytest.raises(UserError, match="BaselineCNN has none"):
-        trainer.fit(classifier, PCamDataModule(patch_root, cache_dir=cache_dir))
+    enlarging = MobileNetV2(weights=None, dropout=0.0, enlarged_sizes=[128])
+    for network, message in ((BaselineCNN(), "BaselineCNN has none"), (enlarging, r"found enlarged_sizes \[128\]")):
+        trainer = Trainer(
+            logger=False, enable_checkpointing=False, accelerator="cpu", callbacks=[BatchNormReadings()], max_steps=1
+        )
+        with pytest.raises(UserError, match=message):
+            trainer.fit(PatchClassifier(network, torch.optim.SGD), PCamDataModule(patch_root, cache_dir=cache_dir))
