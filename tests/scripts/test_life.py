@@ -33,6 +33,7 @@ def arguments(config: str, root: Path, cache_dir: Path, runs_dir: Path) -> list[
         "--data.stain_jitter", "0.1",
         "--data.stain_shifts", "[{eosin: 1.3}]",
         "--model.network.dropout", "0.5",
+        *(["--model.network.enlarged_sizes", "[128]"] if config == "random_dropout" else []),
         "--trainer.max_steps", str(STEPS),
         "--trainer.val_check_interval", "6",
         "--trainer.log_every_n_steps", "3",
