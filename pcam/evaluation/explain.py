@@ -31,6 +31,8 @@ def explain(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]
     With both signs: a network may know tumour by the want of what is normal, and then all its evidence in the centre is
     evidence against.
 
+    Where a network also sees patches enlarged, the map is of the features of the patches as they are.
+
     Grad-CAM averages the gradients over places first. Before a global average pool, as in MobileNetV2, they are the
     same at all places, and so are both maps; before dense layers, as in the baseline CNN, the average says nothing of
     any place.

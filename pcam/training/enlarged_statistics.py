@@ -25,7 +25,12 @@ class EnlargedStatistics(Callback):
         """Estimate; over several processes, the mean of what each finds."""
         assert isinstance(pl_module, PatchClassifier)
         network = pl_module.network
-        if not isinstance(network, MobileNetV2) or network.enlarged is None or network.freeze:
+        if (
+            trainer.sanity_checking
+            or not isinstance(network, MobileNetV2)
+            or network.enlarged is None
+            or network.freeze
+        ):
             return
         data: PCamDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
         batches = data.training_patches(self.patches, pl_module.device)
