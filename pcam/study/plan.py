@@ -29,7 +29,7 @@ READING_NAMES: Final[dict[Reading, str]] = {
 AS_TRAINED: Final = "as trained"
 """What they call the first reading where batch norm is not read in several ways."""
 
-Override = str | int | float | bool | None
+Override = str | int | float | bool | list[int] | None
 
 
 @dataclass(frozen=True)
