@@ -79,7 +79,9 @@ class MobileNetV2(nn.Module):
         freeze: Whether only the linear unit learns. The convolutional part then stays in evaluation mode, so its
             batch-norm statistics stay put too.
         enlarged_sizes: Sides, in pixels, that evaluation enlarges patches of 96x96 to, beside their own size: a logit
-            is the mean over the sizes. Training sees patches in their own size alone.
+            is the mean over the sizes. Training sees patches in their own size alone. Evaluation takes longer by the
+            areas, 2.8 times with 128. Batch norm has statistics for each size, from `pcam.training.EnlargedStatistics`,
+            which scripts/train.py brings.
 
     Source: Sandler et al. 2018, "MobileNetV2: inverted residuals and linear bottlenecks".
     """
@@ -98,8 +100,8 @@ class MobileNetV2(nn.Module):
         _check_dropout(dropout)
         if any(size <= PATCH_SIZE for size in enlarged_sizes) or len(set(enlarged_sizes)) < len(enlarged_sizes):
             raise UserError(
-                f"Expected enlarged_sizes to be above {PATCH_SIZE}, each once, but found {list(enlarged_sizes)}; leave "
-                f"out {PATCH_SIZE}, which is always evaluated."
+                f"Expected enlarged_sizes to be above {PATCH_SIZE}, each once, but found {list(enlarged_sizes)}; "
+                f"correct model.network.enlarged_sizes ({PATCH_SIZE} itself is always evaluated)."
             )
         if not 0 < bn_momentum <= 1:
             raise UserError(
@@ -155,7 +157,7 @@ class MobileNetV2(nn.Module):
         if self.enlarged is not None and not self.training:
             features += self.enlarged(normalized)
         logits = [self.head(of_size.mean(dim=(2, 3))).squeeze(1) for of_size in features]
-        return torch.stack(logits).mean(dim=0) if self.enlarged else logits[0]
+        return torch.stack(logits).mean(dim=0)
 
 
 class EnlargedFeatures(nn.Module):

@@ -163,7 +163,6 @@ def test_evaluation_averages_the_logits_at_all_sizes() -> None:
     network = enlarging(128, 112).eval()
     assert network.enlarged is not None
     with torch.no_grad():
-        network(patches(4))
         logits = []
         for size, features in ((96, network.features), *zip((128, 112), network.enlarged.features, strict=True)):
             sized = nn.functional.interpolate(network.normalization(patches(4)), size=(size, size), mode="bilinear")

@@ -10,8 +10,7 @@ from lightning import Trainer
 from pcam.data import PCamDataModule
 from pcam.models import MobileNetV2
 from pcam.models.batch_norm import learning_layers, read_statistics, reestimate_batch_norm
-from pcam.training import PatchClassifier
-from pcam.training.enlarged_statistics import EnlargedStatistics
+from pcam.training import EnlargedStatistics, PatchClassifier
 
 
 def train(root: Path, cache_dir: Path, **options: Any) -> tuple[PatchClassifier, PCamDataModule, Trainer]:
