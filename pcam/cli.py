@@ -33,18 +33,10 @@ from pcam.data import PCamDataModule
 from pcam.errors import StoppedError, UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.memory import keep_freed_memory
-from pcam.models.inference import Precision
-from pcam.patches import SplitName
-from pcam.run_folder import CheckpointName, ResumeName, RunFolder
+from pcam.options import MONITORS, CheckpointName, Monitor, Precision, ResumeName, SplitName
+from pcam.run_folder import RunFolder
 from pcam.training import PatchClassifier
-from pcam.training.checkpoints import (
-    MONITORS,
-    AtomicCheckpoints,
-    BestCheckpoint,
-    LastCheckpoint,
-    Monitor,
-    load_checkpoint,
-)
+from pcam.training.checkpoints import AtomicCheckpoints, BestCheckpoint, LastCheckpoint, load_checkpoint
 from pcam.training.classifier import PredictOutput
 from pcam.training.curves import Curves
 from pcam.training.divergence import Divergence

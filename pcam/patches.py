@@ -1,6 +1,6 @@
 """What a patch is: its size, its label rule, and the types under which patches travel through the code."""
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped, UInt8
@@ -21,9 +21,6 @@ MICROMETRES_PER_PIXEL: Final = 0.972
 
 CLASS_NAMES: Final = ("normal", "tumour")
 """Name of each label: 0 is normal, 1 is tumour in the centre."""
-
-SplitName = Literal["train", "valid", "test"]
-SPLIT_NAMES: Final[tuple[SplitName, ...]] = ("train", "valid", "test")
 
 Patches = Shaped[Tensor, "batch 3 height width"]
 """Patches as the networks take them: RGB, values 0..255, uint8 or float."""

@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import torch
 import yaml
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
-from pcam.patches import SplitName
-
-CheckpointName = Literal["best", "last", "previous"]
-ResumeName = Literal["last", "previous"]
+from pcam.options import CheckpointName, SplitName
 
 _NOT_RECIPE: Final[Mapping[str, Set[str]]] = {
     "": {"seed_everything", "experiment", "runs_dir", "checkpoint_every_seconds"},

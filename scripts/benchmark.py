@@ -50,8 +50,7 @@ from pcam.data.synthetic import write_class_folders
 from pcam.errors import UserError
 from pcam.models import MobileNetV2
 from pcam.models.batch_norm import reestimate_batch_norm
-from pcam.models.inference import Precision
-from pcam.patches import SplitName
+from pcam.options import Precision, SplitName
 from pcam.run_folder import RunFolder
 
 READ_BATCH: Final = 256

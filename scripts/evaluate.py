@@ -23,9 +23,8 @@ from pcam.evaluation.metrics import Choices, measure
 from pcam.evaluation.predictions import SymmetryAverage, average_scores, check_finite
 from pcam.evaluation.report import System, compare, print_details, write_results
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
-from pcam.models.inference import Precision
-from pcam.patches import SplitName
-from pcam.run_folder import CheckpointName, RunFolder, run_names
+from pcam.options import CheckpointName, Precision, SplitName
+from pcam.run_folder import RunFolder, run_names
 
 
 def evaluate(

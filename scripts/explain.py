@@ -28,8 +28,9 @@ from pcam.evaluation.explain import CHANCE, Attributions, CentreShare, centre_sh
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.predictions import check_finite
 from pcam.evaluation.statistics import independent_units
-from pcam.patches import CLASS_NAMES, Logits, PatchArray, SplitName
-from pcam.run_folder import CheckpointName, RunFolder, run_names
+from pcam.options import CheckpointName, SplitName
+from pcam.patches import CLASS_NAMES, Logits, PatchArray
+from pcam.run_folder import RunFolder, run_names
 
 BATCH_SIZE: Final = 128
 

@@ -18,16 +18,15 @@ from pcam.cli import AS_TRAINED, Arguments, DataPlace, Parser, PCamCLI, front_do
 from pcam.errors import UserError
 from pcam.evaluation.export import (
     INPUT_SHAPES,
-    FormatName,
-    LayoutName,
     card_markdown,
     checkpoint_score,
     largest_difference,
     write_onnx,
     write_safetensors,
 )
+from pcam.options import AxisOrder, CheckpointName, FormatName
 from pcam.patches import CLASS_NAMES, MICROMETRES_PER_PIXEL
-from pcam.run_folder import CheckpointName, RunFolder, run_names
+from pcam.run_folder import RunFolder, run_names
 
 PARITY_PATCHES: Final = 1000
 """Patches of the valid split, at most, on which a file must answer as the checkpoint does. Their order in the packed
@@ -47,7 +46,7 @@ def export(
     run: Path,
     file_format: FormatName,
     output: Path | None = None,
-    layout: LayoutName = "NHWC",
+    layout: AxisOrder = "NHWC",
     checkpoint: CheckpointName = "best",
     data: DataPlace = AS_TRAINED,
 ) -> None:
@@ -142,7 +141,7 @@ def _chosen_on_valid(
     }
 
 
-def _ports(file_format: FormatName, layout: LayoutName) -> dict[str, Any]:
+def _ports(file_format: FormatName, layout: AxisOrder) -> dict[str, Any]:
     """What goes in and what comes out."""
     scores = {"name": "scores", "type": "float32", "shape": ["any"], "meaning": "probability of class 1, 0..1"}
     logits = {"name": "logits", "type": "float32", "shape": ["any"], "meaning": "log-odds of class 1"}

@@ -30,9 +30,9 @@ from pcam.data.inputs import count_inputs, listed_paths, read_inputs
 from pcam.errors import UserError
 from pcam.evaluation.predictions import check_finite
 from pcam.evaluation.tiles import CELL_SIZE, Classify, open_image, overlay_figure, score_map
-from pcam.models.inference import Precision
+from pcam.options import CheckpointName, Precision
 from pcam.patches import MICROMETRES_PER_PIXEL, PatchArray
-from pcam.run_folder import CheckpointName, RunFolder
+from pcam.run_folder import RunFolder
 
 STANDARD_INPUT: Final = Path("-")
 """What --input is if standard input lists the files."""

@@ -20,7 +20,7 @@ from pcam.data.synthetic import write_class_folders
 from pcam.data.verify import findings_table
 from pcam.data.verify import verify as verify_files
 from pcam.errors import UserError
-from pcam.patches import SPLIT_NAMES, SplitName
+from pcam.options import SPLIT_NAMES, SplitName
 
 
 def download(*, root: Path, splits: Sequence[SplitName] = SPLIT_NAMES) -> None:

@@ -24,7 +24,7 @@ from pcam.data import PCamDataModule
 from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2
 from pcam.models.networks import MEAN_AND_STD
-from pcam.patches import SplitName
+from pcam.options import SplitName
 
 CONFIG: Final = Path(__file__).parents[2] / "configs" / "random_dropout.yaml"
 """The training that is measured: MobileNetV2, dropout 0.5, SGD. Which weights it starts from changes no speed."""

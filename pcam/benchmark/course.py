@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from pcam.benchmark.race import Stopwatch
-from pcam.models.inference import Precision
+from pcam.options import Precision
 
 LR: Final = 0.001
 MOMENTUM: Final = 0.95

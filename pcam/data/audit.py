@@ -25,7 +25,8 @@ from pcam.atomic import atomic_path
 from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import find_layout
 from pcam.data.packed import CHUNK, PackedSplit
-from pcam.patches import CLASS_NAMES, PATCH_SIZE, SPLIT_NAMES, SplitName
+from pcam.options import SPLIT_NAMES, SplitName
+from pcam.patches import CLASS_NAMES, PATCH_SIZE
 
 LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Brightness from R, G and B. Source: ITU-R BT.601."""

@@ -17,7 +17,8 @@ from pcam.data.loader import Batches, BatchLoader
 from pcam.data.packed import PackedSplit, pack
 from pcam.data.stain import StainShift, jitter_stains, shift_stains
 from pcam.errors import UserError
-from pcam.patches import PatchBatch, Patches, SplitName
+from pcam.options import SplitName
+from pcam.patches import PatchBatch, Patches
 
 
 class PCamDataModule(LightningDataModule):

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from urllib3.util import Retry
 
 from pcam.errors import UserError
-from pcam.patches import SPLIT_NAMES, SplitName
+from pcam.options import SPLIT_NAMES, SplitName
 
 
 @dataclass(frozen=True)

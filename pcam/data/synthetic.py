@@ -22,16 +22,8 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
 from pcam.errors import UserError
-from pcam.patches import (
-    CENTRE_START,
-    CENTRE_STOP,
-    CLASS_NAMES,
-    MICROMETRES_PER_PIXEL,
-    PATCH_SIZE,
-    SPLIT_NAMES,
-    PatchArray,
-    SplitName,
-)
+from pcam.options import SPLIT_NAMES, SplitName
+from pcam.patches import CENTRE_START, CENTRE_STOP, CLASS_NAMES, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
 
 LYMPHOCYTE_RADIUS: Final = 7 / 2 / MICROMETRES_PER_PIXEL
 """In pixels: a lymphocyte's nucleus, the yardstick of a lymph node, is 7 um across."""

@@ -22,7 +22,8 @@ from pcam.data.layouts.official import OFFICIAL, official_file
 from pcam.data.packed import PackedSplit
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
-from pcam.patches import SPLIT_NAMES, PatchArray
+from pcam.options import SPLIT_NAMES
+from pcam.patches import PatchArray
 
 UNPACKED_MD5: Final = {
     "camelyonpatch_level_2_split_train_x.h5": "01844da899645b4d6f84946d417ba453",

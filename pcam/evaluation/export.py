@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcam.extras import import_extra
+from pcam.options import AxisOrder
 from pcam.patches import PATCH_SIZE, PatchArray
 
-FormatName = Literal["onnx", "safetensors"]
-LayoutName = Literal["NHWC", "NCHW"]
-
-INPUT_SHAPES: Final[dict[LayoutName, tuple[int, int, int]]] = {
+INPUT_SHAPES: Final[dict[AxisOrder, tuple[int, int, int]]] = {
     "NHWC": (PATCH_SIZE, PATCH_SIZE, 3),
     "NCHW": (3, PATCH_SIZE, PATCH_SIZE),
 }
@@ -34,7 +32,7 @@ class ScoringNetwork(nn.Module):
         layout: Of the patches: NHWC (batch, 96, 96, 3), as image files are decoded, or NCHW (batch, 3, 96, 96).
     """
 
-    def __init__(self, network: nn.Module, layout: LayoutName) -> None:
+    def __init__(self, network: nn.Module, layout: AxisOrder) -> None:
         super().__init__()
         self.network = network
         self.layout = layout
@@ -52,7 +50,7 @@ class ScoringNetwork(nn.Module):
         return logits.sigmoid(), logits
 
 
-def write_onnx(network: nn.Module, layout: LayoutName, path: Path) -> Score:
+def write_onnx(network: nn.Module, layout: AxisOrder, path: Path) -> Score:
     """Write an ONNX model: input `patches` (uint8, any number), outputs `scores` and `logits`.
 
     Args:

@@ -35,8 +35,8 @@ from pcam.evaluation.metrics import CALIBRATION_BINS, Calibration, Choices, Esti
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.readers import Inference, infer_arm
 from pcam.evaluation.statistics import RESAMPLES, SEED, delong_covariance, delong_test, interval
-from pcam.patches import SplitName
-from pcam.run_folder import CheckpointName, RunFolder, are_seeds
+from pcam.options import CheckpointName, SplitName
+from pcam.run_folder import RunFolder, are_seeds
 
 WORST_PATCHES: Final = 16
 """Patches of each class in the figure of the worst mistakes."""

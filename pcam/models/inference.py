@@ -1,7 +1,6 @@
 """A trained network made fast to evaluate: each convolution, its batch norm and its activation become one layer."""
 
 from copy import deepcopy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +8,6 @@ from torch.nn.functional import conv2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pcam.patches import Logits, Patches
-
-Precision = Literal["32-true", "bf16-mixed"]
-"""What a network computes in, as a trainer has it: float32, or convolutions in bfloat16."""
 
 
 class InferenceNetwork(nn.Module):

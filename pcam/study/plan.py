@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import yaml
 
 from pcam.errors import UserError
-from pcam.patches import SplitName
+from pcam.options import SplitName
 
 Reading = Literal["momentum_0.1", "momentum_0.001", "reestimated", "stain_shifted"]
 READINGS: Final[tuple[Reading, ...]] = get_args(Reading)

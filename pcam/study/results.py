@@ -17,7 +17,7 @@ from pcam.errors import UserError
 from pcam.evaluation.metrics import Cuts, cross_entropy
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.statistics import independent_units
-from pcam.patches import SplitName
+from pcam.options import SplitName
 from pcam.run_folder import RunFolder
 from pcam.study.plan import AS_TRAINED, FIRST_READING, READING_NAMES, READINGS, Reading, Run
 

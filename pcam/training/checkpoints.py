@@ -5,7 +5,7 @@ import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,11 +15,9 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
+from pcam.options import Monitor
 from pcam.run_folder import RunFolder
 from pcam.training.divergence import Divergence
-
-Monitor = Literal["val/loss", "val/accuracy", "val/auroc", "val/average_precision"]
-MONITORS: tuple[Monitor, ...] = get_args(Monitor)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from pcam.training.checkpoints import MONITORS, Monitor
+from pcam.options import MONITORS, Monitor
 
 
 class Hyperparameters(Callback):

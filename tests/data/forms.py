@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from pcam.patches import PatchArray, SplitName
+from pcam.options import SplitName
+from pcam.patches import PatchArray
 
 Patches = Mapping[SplitName, tuple[PatchArray, NDArray[np.uint8]]]
 """Patches and labels of each split."""

@@ -22,7 +22,7 @@ from pcam.data.layouts.kaggle import kaggle_labels
 from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
 from pcam.models import BaselineCNN
-from pcam.patches import SplitName
+from pcam.options import SplitName
 from pcam.training import PatchClassifier
 from tests.data.forms import (
     COUNTS,

@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from pcam.data.synthetic import draw_patch, iterate_patches, synthesize, write_class_folders
 from pcam.errors import UserError
-from pcam.patches import CENTRE_START, CENTRE_STOP, PATCH_SIZE, PatchArray, SplitName
+from pcam.options import SplitName
+from pcam.patches import CENTRE_START, CENTRE_STOP, PATCH_SIZE, PatchArray
 
 CENTRE = slice(CENTRE_START, CENTRE_STOP)
 COUNTS: dict[SplitName, int] = {"train": 7, "valid": 4, "test": 2}

@@ -13,7 +13,6 @@ from torch import nn
 
 from pcam.evaluation.export import (
     INPUT_SHAPES,
-    LayoutName,
     ScoringNetwork,
     checkpoint_score,
     largest_difference,
@@ -22,6 +21,7 @@ from pcam.evaluation.export import (
 )
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.models.batch_norm import reestimate_batch_norm
+from pcam.options import AxisOrder
 
 
 def patches_of(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -50,21 +50,21 @@ NETWORKS = {"baseline": baseline, "mobilenet": mobilenet}
 @pytest.fixture(
     scope="module",
     params=[
-        *(("baseline", layout) for layout in get_args(LayoutName)),
+        *(("baseline", layout) for layout in get_args(AxisOrder)),
         pytest.param(("mobilenet", "NHWC"), marks=pytest.mark.slow),
     ],
     ids="-".join,
 )
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[nn.Module, LayoutName, Path]:
+) -> tuple[nn.Module, AxisOrder, Path]:
     name, layout = request.param
     network, path = NETWORKS[name](), tmp_path_factory.mktemp("export") / "model.onnx"
     write_onnx(network, layout, path)
     return network, layout, path
 
 
-def test_onnx_answers_any_number_of_patches_as_pytorch_does(exported: tuple[nn.Module, LayoutName, Path]) -> None:
+def test_onnx_answers_any_number_of_patches_as_pytorch_does(exported: tuple[nn.Module, AxisOrder, Path]) -> None:
     network, layout, path = exported
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, 2, 7):
@@ -78,7 +78,7 @@ def test_onnx_answers_any_number_of_patches_as_pytorch_does(exported: tuple[nn.M
         assert logits.std() > 1e-2 or count == 1  # or it would show nothing
 
 
-def test_onnx_takes_bytes_and_is_one_file(exported: tuple[nn.Module, LayoutName, Path]) -> None:
+def test_onnx_takes_bytes_and_is_one_file(exported: tuple[nn.Module, AxisOrder, Path]) -> None:
     _, layout, path = exported
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()

@@ -12,7 +12,8 @@ from pcam.data.layouts.images import image_files, is_image, read_images
 from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature
 from pcam.data.layouts.tables import listed
 from pcam.errors import UserError
-from pcam.patches import CLASS_NAMES, SplitName
+from pcam.options import SplitName
+from pcam.patches import CLASS_NAMES
 
 CLASS_FOLDERS = [str(label) for label in range(len(CLASS_NAMES))]
 

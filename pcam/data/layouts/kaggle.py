@@ -20,7 +20,8 @@ from pcam.data.layouts.official import find_official, official_file, official_me
 from pcam.data.layouts.tables import checked_ids, checked_labels, listed, read_csv
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
-from pcam.patches import PatchArray, SplitName
+from pcam.options import SplitName
+from pcam.patches import PatchArray
 
 KAGGLE: Final = "Kaggle's files"
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcam.errors import UserError
-from pcam.patches import PatchArray, SplitName
+from pcam.options import SplitName
+from pcam.patches import PatchArray
 
 Tasks = Iterable[Callable[[], PatchArray]]
 """Each decodes some patches, as many as were asked for; they may run in several threads."""

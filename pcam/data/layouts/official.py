@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature, unreadable
 from pcam.data.layouts.tables import checked_labels, listed, read_csv
 from pcam.errors import UserError
-from pcam.patches import PATCH_SIZE, SPLIT_NAMES, PatchArray, SplitName
+from pcam.options import SPLIT_NAMES, SplitName
+from pcam.patches import PATCH_SIZE, PatchArray
 
 OFFICIAL: Final = "official HDF5 files"
 

@@ -17,7 +17,8 @@ from pcam.data.layouts.images import decode_image
 from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature, unreadable
 from pcam.data.layouts.tables import checked_labels, listed
 from pcam.errors import UserError
-from pcam.patches import PatchArray, SplitName
+from pcam.options import SplitName
+from pcam.patches import PatchArray
 
 SPLITS: Final[dict[str, SplitName]] = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test",
