@@ -1,4 +1,10 @@
-"""What ends a script without being a bug."""
+"""What ends a command without being a bug."""
+
+import errno
+from typing import Final
+
+REFUSALS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota, a file too large."""
 
 
 class UserError(Exception):
@@ -9,12 +15,18 @@ class UserError(Exception):
     """
 
 
-class StoppedError(Exception):
+class ConfigError(UserError):
+    """A config or a command line that is wrong in itself; the command line ends with exit code 2."""
+
+
+class StoppedError(BaseException):
     """A signal ended the work, after what was done had been written.
+
+    Not an `Exception`, as `KeyboardInterrupt` is none: libraries that catch every `Exception` would swallow the signal.
 
     Args:
         signal_number: The signal.
-        message: Where what was done is, and what goes on.
+        message: Where what was done is, and how to go on.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import torch
 import yaml
 
 from pcam.atomic import atomic_path
@@ -148,6 +147,8 @@ class RunFolder:
             device: Name of the device that trains.
             fingerprints: Fingerprint of each split in use.
         """
+        import torch
+
         environment = {
             "python": platform.python_version(),
             "packages": {name: version(name) for name in _PACKAGES},

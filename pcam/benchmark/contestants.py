@@ -23,7 +23,7 @@ from pcam.cli import PCamCLI
 from pcam.data import PCamDataModule
 from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2
-from pcam.models.networks import MEAN_AND_STD
+from pcam.models.normalization import MEAN_AND_STD
 from pcam.options import SplitName
 
 CONFIG: Final = Path(__file__).parents[2] / "configs" / "random_dropout.yaml"

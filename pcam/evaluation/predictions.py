@@ -9,13 +9,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, logsumexp
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch import Tensor
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.statistics import independent_units
-from pcam.patches import Labels, Logits, Patches
+from pcam.patches import Labels
 
 
 @dataclass(frozen=True)
@@ -106,32 +105,3 @@ def average_scores(members: Sequence[Predictions]) -> Predictions:
     # The log-odds of the mean score; through scores themselves, logits above 37 would become infinite.
     mean = logsumexp(log_expit(logits), axis=0) - logsumexp(log_expit(-logits), axis=0)
     return replace(members[0], logits=mean.astype(np.float32))
-
-
-class SymmetryAverage(nn.Module):
-    """A network that averages its scores over the eight symmetries of the square (test-time augmentation).
-
-    Flips and quarter turns leave a patch's label as it is. Scores, as in an ensemble: on 3,000 real patches of the
-    valid split that gave a higher AUROC and a lower negative log-likelihood than averaging logits, for a MobileNetV2
-    from ImageNet (0.9616 and 0.286 against 0.9608 and 0.297) and for one from random weights.
-
-    Args:
-        network: Patches in, logits out.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, patches: Patches) -> Logits:
-        """Compute the logits of mean scores, at eight times the cost.
-
-        Args:
-            patches: Shape (batch, 3, size, size), values 0..255.
-
-        Returns:
-            Shape (batch,).
-        """
-        views = [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.transpose(2, 3)) for turns in range(4)]
-        logits = torch.stack([self.network(view).float() for view in views])
-        return logsigmoid(logits).logsumexp(dim=0) - logsigmoid(-logits).logsumexp(dim=0)

@@ -20,26 +20,37 @@ Statistics = Float32[Tensor, " values"]
 
 
 def learning_layers(network: nn.Module) -> list[_BatchNorm]:
-    """Find the layers of batch norm that follow the patches in training.
+    """Find the layers of batch norm whose statistics follow the patches in training.
 
     Args:
         network: Left in the mode that it is in.
 
     Returns:
-        The layers; without those that `network.train()` leaves in evaluation mode, which are frozen.
+        The layers, without those that `network.train()` leaves in evaluation mode because they are frozen.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there are none.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.train()
-    layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
-    _set_modes(modes)
+    layers = _learning(network)
     if not layers:
         raise UserError(
             f"Expected a network with batch norm that is not frozen, but {type(network).__name__} has none; "
             f"leave out what asks for other statistics of it."
         )
+    return layers
+
+
+def has_learning_layers(network: nn.Module, part: nn.Module) -> bool:
+    """Whether a part of a network has batch norm whose statistics follow the patches when the network trains."""
+    layers = set(_learning(network))
+    return any(module in layers for module in part.modules())
+
+
+def _learning(network: nn.Module) -> list[_BatchNorm]:
+    modes = {module: module.training for module in network.modules()}
+    network.train()
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    _set_modes(modes)
     return layers
 
 

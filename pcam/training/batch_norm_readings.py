@@ -1,4 +1,4 @@
-"""One training, read with several statistics of batch norm."""
+"""One training, validated with the batch-norm statistics of several momenta."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pcam.data import PCamDataModule
 from pcam.errors import UserError
-from pcam.models import MobileNetV2
 from pcam.models.batch_norm import (
     Statistics,
     learning_layers,
@@ -16,6 +15,7 @@ from pcam.models.batch_norm import (
     reestimate_batch_norm,
     write_statistics,
 )
+from pcam.models.enlarged import enlarged_part
 from pcam.training.classifier import PatchClassifier
 
 REESTIMATED = "reestimated"
@@ -68,10 +68,12 @@ class BatchNormReadings(Callback):
                 f"Expected one process with BatchNormReadings, but found {trainer.world_size}; set trainer.devices "
                 f"to 1 or leave the callback out."
             )
-        if isinstance(pl_module.network, MobileNetV2) and pl_module.network.enlarged is not None:
+        assert isinstance(pl_module, PatchClassifier)
+        enlarged = enlarged_part(pl_module.network)
+        if enlarged is not None:
             raise UserError(
                 "Expected patches in their own size alone with BatchNormReadings, but found enlarged_sizes "
-                f"{list(pl_module.network.enlarged.sizes)}; make them [] or leave the callback out."
+                f"{list(enlarged.sizes)}; make them [] or leave the callback out."
             )
         layers = self._layers(pl_module)
         momenta = {layer.momentum for layer in layers}
@@ -125,8 +127,8 @@ class BatchNormReadings(Callback):
 
 
 def _validate(trainer: Trainer, classifier: PatchClassifier, data: PCamDataModule) -> dict[str, Tensor]:
-    classifier.prepare_evaluation(trainer.precision)
-    for index, batch in enumerate(data.loader("valid")):
-        with trainer.precision_plugin.val_step_context():
-            classifier.validation_step(classifier.transfer_batch_to_device(batch, classifier.device, 0), index)
+    with classifier.evaluating(trainer.precision):
+        for index, batch in enumerate(data.loader("valid")):
+            with trainer.precision_plugin.val_step_context():
+                classifier.validation_step(classifier.transfer_batch_to_device(batch, classifier.device, 0), index)
     return classifier.compute_validation_metrics()

@@ -1,10 +1,11 @@
 """`PatchClassifier`: the LightningModule round a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypedDict
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 
 from pcam.errors import UserError
+from pcam.models.enlarged import enlarged_part
 from pcam.models.inference import InferenceNetwork
 from pcam.patches import Labels, Logits, PatchBatch, Patches
+from pcam.training.enlarged_statistics import EnlargedStatistics
 from pcam.training.mean_loss import MeanLoss
 
 
@@ -69,7 +72,7 @@ class Validation(nn.Module):
         self.metrics.update(output["logits"].sigmoid(), labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """Finish, and start anew; nothing if there was no batch."""
+        """Compute all metrics and reset them; an empty dictionary if there was no batch."""
         if not self.loss.update_called:
             return {}
         values = {f"{self.prefix}loss": self.loss.compute(), **self.metrics.compute()}
@@ -86,8 +89,9 @@ class PatchClassifier(LightningModule):
 
     Args:
         network: Patches in (shape (batch, 3, 96, 96), values 0..255), logits out (shape (batch,)).
-        optimizer: Gets the parameters that train.
-        scheduler: Gets the optimizer and steps after each batch; null keeps the learning rate constant.
+        optimizer: Makes the optimizer of the parameters that train.
+        scheduler: Makes the learning-rate scheduler of the optimizer; it steps after each batch. Null keeps the
+            learning rate constant.
     """
 
     def __init__(
@@ -98,8 +102,7 @@ class PatchClassifier(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self._learn: Callable[[Patches], Logits] = self.forward
-        self.evaluate: Callable[[Patches], Logits] = self.forward
-        """What validation and prediction compute logits with; fast once `prepare_evaluation` has been called."""
+        self._evaluate: Callable[[Patches], Logits] | None = None
         self.validation = Validation("val/")
         self.shifted_validation = Validation("val_shifted/")
 
@@ -112,23 +115,59 @@ class PatchClassifier(LightningModule):
         """Let `torch.compile` make the training step; what evaluates is left as it is, and so are the weights."""
         self._learn = torch.compile(self.network.forward)
 
-    def prepare_evaluation(self, precision: str) -> None:
-        """Make what evaluates from the weights and statistics of now; Lightning's loops call it before they start.
+    def configure_callbacks(self) -> list[Callback]:
+        """Bring what the network needs beside its training, whichever Trainer trains it."""
+        return [] if enlarged_part(self.network) is None else [EnlargedStatistics()]
+
+    @contextmanager
+    def evaluating(self, precision: str = "32-true") -> Iterator[None]:
+        """Have `evaluate` compute with a fast copy of the network as it is now, until the block ends.
+
+        Validation and prediction do so by themselves. The copy does not follow the weights: do not train within.
 
         Args:
             precision: As a trainer has it: convolutions compute in bfloat16 if it begins with "bf16".
         """
-        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        self._start_evaluating(precision)
+        try:
+            yield
+        finally:
+            self._evaluate = None
+
+    def _start_evaluating(self, precision: str) -> None:
         # Its method alone: as an attribute the copy itself would be a part of this module, and of checkpoints.
-        self.evaluate = InferenceNetwork(self.network, dtype).forward
+        copy = InferenceNetwork(self.network, "bf16-mixed" if precision.startswith("bf16") else "32-true")
+        self._evaluate = copy.forward
+
+    def evaluate(self, patches: Patches) -> Logits:
+        """Compute logits as validation does: without dropout, gradients or changes to batch norm's statistics.
+
+        Always with the weights of now; for many batches, `evaluating` makes it faster.
+
+        Args:
+            patches: Shape (batch, 3, 96, 96), values 0..255.
+
+        Returns:
+            Shape (batch,), float32.
+        """
+        evaluate = InferenceNetwork(self.network).forward if self._evaluate is None else self._evaluate
+        return evaluate(patches)
 
     def on_validation_start(self) -> None:
-        """Make what evaluates."""
-        self.prepare_evaluation(self.trainer.precision)
+        """Make the fast copy that validates."""
+        self._start_evaluating(self.trainer.precision)
+
+    def on_validation_end(self) -> None:
+        """Drop the copy, which training makes stale."""
+        self._evaluate = None
 
     def on_predict_start(self) -> None:
-        """Make what evaluates."""
-        self.prepare_evaluation(self.trainer.precision)
+        """Make the fast copy that predicts."""
+        self._start_evaluating(self.trainer.precision)
+
+    def on_predict_end(self) -> None:
+        """Drop the copy."""
+        self._evaluate = None
 
     @staticmethod
     def _loss(logits: Logits, batch: PatchBatch) -> StepOutput:
@@ -152,7 +191,7 @@ class PatchClassifier(LightningModule):
         self.log_dict({**self.compute_validation_metrics(), "step": step, "epoch": epoch})
 
     def compute_validation_metrics(self) -> dict[str, Tensor]:
-        """Finish what `validation_step` gathered, and start anew."""
+        """Compute the metrics of what `validation_step` gathered, and reset them for the next validation."""
         return {**self.validation.compute(), **self.shifted_validation.compute()}
 
     def predict_step(self, batch: PatchBatch, batch_idx: int) -> PredictOutput:
@@ -160,7 +199,7 @@ class PatchClassifier(LightningModule):
         return {"logits": self.evaluate(batch.patches), "indices": batch.indices}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Set up what the config names, over the parameters that train.
+        """Make the optimizer and the scheduler that the config names, for the parameters that train.
 
         Raises:
             UserError: If PyTorch refuses one of their options, or the scheduler ends before training does.

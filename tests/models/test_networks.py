@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
+from pcam.models.networks import Normalization
 from torch import nn
 
 from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.models.batch_norm import learning_layers, read_statistics, reestimate_batch_norm
-from pcam.models.networks import Normalization
 
 
 def trainable(network: nn.Module) -> int:

@@ -1,0 +1,202 @@
+"""The front door of every command: words in, one sentence and an exit code out.
+
+Imports nothing that takes time, so that `--help` and a wrong option answer at once.
+"""
+
+import functools
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn, Protocol
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+
+from pcam.errors import REFUSALS, ConfigError, StoppedError, UserError
+from pcam.memory import keep_freed_memory
+
+Arguments = Sequence[str] | None
+"""Words of a command line; None is those that the process was started with."""
+
+
+class Main(Protocol):
+    """The main function of a command."""
+
+    def __call__(self, args: Arguments = None) -> None:
+        """Run the command; None takes the process's own command line."""
+
+
+def front_door(main: Main) -> Main:
+    """Turn whatever can end a command into its exit code and one sentence.
+
+    The exit code is 1 for a `UserError`, 2 for a `ConfigError` and for a wrong command line, 130 after Ctrl-C and 143
+    after SIGTERM. A bug keeps its traceback.
+
+    Args:
+        main: The main function of a command.
+
+    Returns:
+        The same function, which ends with `SystemExit` in these cases.
+    """
+
+    @functools.wraps(main)
+    def guarded(args: Arguments = None) -> None:
+        keep_freed_memory()
+        before = signal.signal(signal.SIGTERM, _stop)
+        try:
+            main(args)
+        except ConfigError as error:
+            leave(str(error), 2)
+        except UserError as error:
+            leave(str(error), 1)
+        except StoppedError as error:
+            leave(str(error), 128 + error.signal_number)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            leave(
+                f"Expected to read or write {error.filename or 'a file'}, but the system refused: {error.strerror}.", 1
+            )
+        except KeyboardInterrupt:
+            leave("Interrupted.", 128 + signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return guarded
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """End by an exception, as Ctrl-C does, so that what is half written is cleared away."""
+    raise StoppedError(signal_number, "Stopped.")
+
+
+def program() -> str:
+    """What the user typed to start this process: "pcam", or the name of a script."""
+    name = Path(sys.argv[0]).name
+    return "pcam" if name == "__main__.py" else name
+
+
+def leave(sentence: str, exit_code: int) -> NoReturn:
+    """Print a sentence on standard error, and end.
+
+    Args:
+        sentence: What went wrong and what to do.
+        exit_code: The exit code.
+    """
+    print(f"{program()}: {sentence}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+OLD_SPELLINGS: Final[dict[str, str]] = {
+    "--report-only": "--report_only",
+    "--out": "--output",
+    "--layout": "--axis_order",
+}
+"""Options that were spelled otherwise, which go on working without being shown."""
+
+
+class Parser(ArgumentParser):
+    """A parser that answers a wrong command line with one sentence and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence, without the usage, which is longer than a screen."""
+        leave(" ".join(message.split()), 2)
+
+    def add_function(self, function: Callable[..., Any], skip: Set[str] = frozenset()) -> None:
+        """Add a function's parameters as options, each explained by the function's docstring.
+
+        A parameter that is False by default becomes a switch without a value.
+
+        Args:
+            function: A function that is annotated and documented.
+            skip: Names of parameters that are not added, because they are added in another way.
+        """
+        parameters = inspect.signature(function).parameters.items()
+        switches = {name for name, parameter in parameters if parameter.default is False} - skip
+        for explained in docstring_parser.parse(function.__doc__ or "").params:
+            if explained.arg_name in switches:
+                self.add_argument(f"--{explained.arg_name}", action="store_true", help=explained.description)
+        self.add_function_arguments(function, as_positional=True, skip={*skip, *switches}, as_group=False)
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """Parse a command line, in which options may have their old spellings.
+
+        What is not text is answered with one sentence too.
+        """
+        words = sys.argv[1:] if args is None else [str(word) for word in args]
+        try:
+            return super().parse_args([_respelled(word) for word in words], *others, **options)
+        except UnicodeDecodeError as error:
+            self.error(
+                f"Expected a config in UTF-8, but found the byte {error.object[error.start]:#04x} at place "
+                f"{error.start} ({error.reason}); save it as UTF-8."
+            )
+
+    def refuse_null(self, key: str, configured: type[Any], options: Mapping[str, Any]) -> None:
+        """Refuse null for an option that does not take it, which jsonargparse 4.53 lets through in files.
+
+        Args:
+            key: Where the options are in the config: "model.network".
+            configured: The class whose options they are.
+            options: Name and value of each.
+        """
+        parameters = inspect.signature(configured).parameters
+        for name, value in options.items():
+            parameter = parameters.get(name)
+            if value is not None or parameter is None or parameter.default is None:
+                continue
+            if not any(word in str(parameter.annotation) for word in ("None", "Optional")):
+                self.error(
+                    f"Expected a value of type {parameter.annotation} for {key}.{name} ({configured.__name__}), but "
+                    f"found null; leave it out to have its default."
+                )
+
+
+def _respelled(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return OLD_SPELLINGS.get(name, name) + equals + value
+
+
+def first_line(function: Callable[..., Any]) -> str:
+    """The summary of a function's docstring."""
+    return (function.__doc__ or "").partition("\n")[0]
+
+
+def long_description(function: Callable[..., Any]) -> str:
+    """What a docstring says before it explains the arguments, one line a paragraph."""
+    parsed = docstring_parser.parse(inspect.cleandoc(function.__doc__ or ""))
+    paragraphs = [parsed.short_description or "", *(parsed.long_description or "").split("\n\n")]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip())
+
+
+def run_function(function: Callable[..., Any], args: Arguments) -> None:
+    """Run a function as a command; its options come from its signature and docstring.
+
+    Args:
+        function: The command.
+        args: The command line.
+    """
+    parser = Parser(prog=program(), description=long_description(function))
+    parser.add_function(function)
+    function(**parser.instantiate(parser.parse_args(args)))
+
+
+def run_subcommand(description: str, functions: Mapping[str, Callable[..., Any]], args: Arguments) -> None:
+    """Run one of several functions as a subcommand; its options come from its signature and docstring.
+
+    Args:
+        description: What the command is for.
+        functions: The subcommands, by name.
+        args: The command line.
+    """
+    parser = Parser(prog=program(), description=description)
+    subcommands = parser.add_subcommands(dest="command")
+    for name, function in functions.items():
+        subparser = Parser(description=long_description(function))
+        subparser.add_function(function)
+        subcommands.add_subcommand(name, subparser, help=first_line(function))
+    config = parser.instantiate(parser.parse_args(args))
+    functions[config.command](**config[config.command])

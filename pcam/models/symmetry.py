@@ -1,0 +1,36 @@
+"""Test-time augmentation: a patch classified in all eight symmetries of the square."""
+
+import torch
+from torch import nn
+from torch.nn.functional import logsigmoid
+
+from pcam.patches import Logits, Patches
+
+
+class SymmetryAverage(nn.Module):
+    """A network whose score is the mean of its scores of a patch's eight symmetries (test-time augmentation).
+
+    Flips and quarter turns leave a patch's label as it is. The mean is over scores, as in an ensemble, not over logits:
+    on 3,000 real patches of the valid split that gave a higher AUROC and a lower negative log-likelihood, for a
+    MobileNetV2 from ImageNet (0.9616 and 0.286 against 0.9608 and 0.297) and for one from random weights.
+
+    Args:
+        network: Patches in, logits out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Patches) -> Logits:
+        """Compute the logits of the mean scores, at eight times the cost.
+
+        Args:
+            patches: Shape (batch, 3, size, size), values 0..255.
+
+        Returns:
+            Shape (batch,).
+        """
+        views = [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.transpose(2, 3)) for turns in range(4)]
+        logits = torch.stack([self.network(view).float() for view in views])
+        return logsigmoid(logits).logsumexp(dim=0) - logsigmoid(-logits).logsumexp(dim=0)

@@ -1,0 +1,352 @@
+"""`TrainedRun`: a run folder as a classifier. This is the one way from a run folder to logits."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from numpy.typing import NDArray
+from rich.progress import track
+from scipy.special import expit
+from torch import Tensor, nn
+
+from pcam.data import PCamDataModule
+from pcam.errors import ConfigError, UserError
+from pcam.evaluation.predictions import Predictions, check_finite
+from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
+from pcam.models.inference import EvaluationSettings, InferenceNetwork
+from pcam.options import CheckpointName, Precision, SplitName
+from pcam.patches import Patches
+from pcam.run_folder import RunFolder
+from pcam.training.checkpoints import load_checkpoint
+
+BATCH_SIZE: Final = 64
+"""Patches that are classified at once, unless said otherwise."""
+
+
+class TrainedRun:
+    """The classifier of a run folder, and the data that it was trained on.
+
+    Opening and using one changes nothing of the process: no random state, no warning filter, no signal handler. Make
+    one with `TrainedRun.load`.
+
+    Attributes:
+        folder: The run folder.
+        checkpoint: Which of its checkpoints the weights are from.
+        config: What `config.yaml` says: every option of the training.
+        step: Number of optimizer steps behind the weights.
+        network: Patches in (shape (batch, 3, 96, 96), values 0..255), logits out, in evaluation mode, on `device`.
+        data: The data, at the root that the run was trained on or that `load` was given.
+        settings: How scores are computed unless a call says otherwise.
+        device: Where the network computes.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        checkpoint: CheckpointName,
+        config: Mapping[str, Any],
+        step: int,
+        network: nn.Module,
+        data: PCamDataModule,
+        settings: EvaluationSettings,
+    ) -> None:
+        self.folder = folder
+        self.checkpoint: CheckpointName = checkpoint
+        self.config = config
+        self.step = step
+        self.network = network
+        self.data = data
+        self.settings = settings
+        self._prepared: tuple[tuple[Any, ...], InferenceNetwork] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        checkpoint: CheckpointName = "best",
+        *,
+        root: Path | str | None = None,
+        tta: bool = False,
+        precision: Precision = "32-true",
+        reestimate_bn: bool = False,
+        enlarged_sizes: Sequence[int] | None = None,
+        device: str | torch.device = "auto",
+        network: nn.Module | None = None,
+        data: PCamDataModule | None = None,
+    ) -> "TrainedRun":
+        """Open a run folder.
+
+        Args:
+            path: The run folder, such as `lightning_logs/best/version_0`.
+            checkpoint: "best" by the experiment's `monitor`, "last", or "previous", the one before the last.
+            root: Folder with the data; null is the one that the run was trained on.
+            tta: Whether each score is the mean over the eight symmetries of the square (test-time augmentation).
+            precision: "32-true", or "bf16-mixed": convolutions in bfloat16, faster where the processor computes in it;
+                moves scores in their third digit.
+            reestimate_bn: Whether to estimate batch norm's running statistics again, on 10,000 training patches.
+            enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network
+                was trained with; null is all of them.
+            device: "auto" (an accelerator if PyTorch finds one, else the CPU), or PyTorch's name of a device.
+            network: The network that the weights are loaded into; null builds the one that the config names. For a
+                run that was trained in a notebook, whose folder has no config.
+            data: The data; null is what the config names.
+
+        Returns:
+            The classifier, ready to use.
+
+        Raises:
+            ConfigError: If the run's config is wrong.
+            UserError: If there is no run folder or no such checkpoint, or the checkpoint does not fit the network.
+        """
+        folder = RunFolder(Path(path)) if network is not None and data is not None else RunFolder.find(Path(path))
+        weights = folder.checkpoint(checkpoint)
+        config = read_config(folder) if folder.config.is_file() else {}
+        if network is None or data is None:
+            built_network, built_data = build(config, folder.config)
+            network = built_network if network is None else network
+            data = built_data if data is None else data
+        if root is not None:
+            data.root = Path(root).expanduser()
+        step = load_weights(network, weights, f"the network in {folder.config}")
+        network.to(_device(device)).eval()
+        settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes)
+        if enlarged_sizes is not None:
+            settings.network(network)  # refuses sizes that the network does not have
+        run = cls(folder, checkpoint, config, step, network, data, settings)
+        if reestimate_bn:
+            run.reestimate_batch_norm()
+        return run
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(itertools.chain(self.network.parameters(), self.network.buffers())).device
+
+    def reestimate_batch_norm(self) -> None:
+        """Estimate batch norm's running statistics again, on un-augmented training patches; changes the network."""
+        reestimate_batch_norm(self.network, self.data.training_patches(REESTIMATION_PATCHES, self.device))
+        self._prepared = None
+
+    def logits(
+        self, patches: NDArray[np.uint8] | Tensor, *, tta: bool | None = None, batch_size: int = BATCH_SIZE
+    ) -> NDArray[np.float32]:
+        """Classify patches.
+
+        Args:
+            patches: Any number of patches, uint8, values 0..255: shape (count, 96, 96, 3), as image files are decoded,
+                or (count, 3, 96, 96).
+            tta: Whether to average over the eight symmetries of the square; null does as the run was loaded.
+            batch_size: Number of patches that are classified at once.
+
+        Returns:
+            Log-odds of tumour in the centre of each patch, shape (count,).
+
+        Raises:
+            ValueError: If `patches` has another type or shape.
+            UserError: If a logit is not finite.
+        """
+        _check_patches(patches)
+        classify = self._classifier(tta)
+        starts = range(0, len(patches), batch_size)
+        with torch.inference_mode():
+            found = [classify(self._on_device(patches[start : start + batch_size])).cpu() for start in starts]
+        logits: NDArray[np.float32] = torch.cat(found).numpy() if found else np.empty(0, np.float32)
+        check_finite(logits, str(self.folder.path))
+        return logits
+
+    def scores(
+        self, patches: NDArray[np.uint8] | Tensor, *, tta: bool | None = None, batch_size: int = BATCH_SIZE
+    ) -> NDArray[np.float64]:
+        """Score patches: the sigmoid of their logits.
+
+        Args:
+            patches: As for `logits`.
+            tta: As for `logits`.
+            batch_size: As for `logits`.
+
+        Returns:
+            Probability of tumour in the centre of each patch, 0..1, shape (count,), in float64: in float32 all logits
+            above 17 would have the score 1.
+        """
+        scores: NDArray[np.float64] = expit(self.logits(patches, tta=tta, batch_size=batch_size).astype(np.float64))
+        return scores
+
+    def predict(
+        self, split: SplitName, *, tta: bool | None = None, shifted: bool = False, progress: bool = False
+    ) -> Predictions:
+        """Classify every patch of a split once.
+
+        Args:
+            split: "train", "valid" or "test"; never augmented.
+            tta: Whether to average over the eight symmetries of the square; null does as the run was loaded.
+            shifted: Whether patches have the staining of the data's `stain_shifts`.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The predictions, in the order of the packed store.
+
+        Raises:
+            UserError: If the data cannot be read, or a logit is not finite.
+        """
+        store, loader = self.data.packed(split), self.data.loader(split, shifted=shifted)
+        classify = self._classifier(tta)
+        batches = track(loader, f"Classifying {split}", len(loader)) if progress else loader
+        with torch.inference_mode():
+            found = [classify(batch.patches.to(self.device)).cpu() for batch in batches]
+        logits = torch.cat(found).numpy()
+        check_finite(logits, f"{self.folder.path} on {split}")
+        return Predictions(store.ids(), store.labels, logits, store.pixel_hashes(), store.slides())
+
+    def _on_device(self, patches: NDArray[np.uint8] | Tensor) -> Patches:
+        """Move a batch to where the network is, channels first."""
+        # A copy of an array: it may be a part of a file, which PyTorch could not write to.
+        batch = torch.from_numpy(np.array(patches)) if isinstance(patches, np.ndarray) else patches
+        return (batch.permute(0, 3, 1, 2) if batch.shape[3] == 3 else batch).to(self.device)
+
+    def _classifier(self, tta: bool | None) -> Callable[[Patches], Tensor]:
+        """Make what computes logits, or take what the last call made if the network has not changed since."""
+        settings = self.settings if tta is None else replace(self.settings, tta=tta)
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        # A tensor that is changed in place has a new version, so further training makes a new copy.
+        state = (settings.tta, *((id(tensor), tensor._version) for tensor in tensors))
+        if self._prepared is None or self._prepared[0] != state:
+            self._prepared = (state, InferenceNetwork(settings.network(self.network), settings.precision))
+        return self._prepared[1].forward
+
+
+def read_config(folder: RunFolder) -> Mapping[str, Any]:
+    """Read a run's config.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        All options of the run.
+
+    Raises:
+        ConfigError: If it is not a config of a run.
+    """
+    try:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Expected the config of a run in {folder.config}, but it cannot be read ({' '.join(str(error).split())}); "
+            f"bring back the file that training wrote."
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "data" not in config:
+        raise ConfigError(
+            f"Expected the config of a run in {folder.config}, with the sections model and data, but found something "
+            f"else; bring back the file that training wrote."
+        )
+    return config
+
+
+class _ConfigParser(ArgumentParser):
+    """A parser of a run's config that raises instead of ending the process."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ConfigError(" ".join(message.split()))
+
+
+def build(config: Mapping[str, Any], path: Path) -> tuple[nn.Module, PCamDataModule]:
+    """Build the network and the data that a config names, the network with random weights.
+
+    Args:
+        config: All options of a run.
+        path: Where they are from, for messages.
+
+    Returns:
+        The network and the data.
+
+    Raises:
+        ConfigError: If the config names what there is not, or with options that it does not take.
+    """
+    parser = _ConfigParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "network", required=True)
+    parser.add_class_arguments(PCamDataModule, "data")
+    given = dict(config["model"].get("network") or {})
+    # The checkpoint holds all weights: nothing is downloaded again.
+    options = dict(given.get("init_args") or {})
+    given["init_args"] = options | ({"weights": None} if "weights" in options else {})
+    data_options = dict(config["data"]) | {"seed": config.get("seed_everything", 1)}
+    try:
+        parsed = parser.parse_object({"network": given, "data": data_options})
+        with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
+            built = parser.instantiate(parsed)
+    except (ArgumentError, ConfigError, ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"Expected the config of a run in {path}, but found an option that cannot be used "
+            f"({' '.join(str(error).split())}); correct it, or bring back the file that training wrote."
+        ) from error
+    return built.network, built.data
+
+
+def load_weights(network: nn.Module, path: Path, meant_for: str) -> int:
+    """Load the weights of a checkpoint into a network.
+
+    Args:
+        network: Changed in place.
+        path: The checkpoint.
+        meant_for: What a message calls the network.
+
+    Returns:
+        The number of optimizer steps behind the weights.
+
+    Raises:
+        UserError: If the checkpoint cannot be read, or is of another network.
+    """
+    contents = load_checkpoint(path)
+    prefix = "network."
+    try:
+        foreign = [name for name in contents["state_dict"] if not name.startswith(prefix)]
+        if foreign:
+            raise RuntimeError(f"it has weights outside of the network, as {foreign[0]}")
+        network.load_state_dict({name.removeprefix(prefix): value for name, value in contents["state_dict"].items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"Expected {path} to fit {meant_for} ({type(network).__name__}), but its weights are of another "
+            f"network; bring the checkpoint and the config of one run together."
+        ) from error
+    step: int = contents["global_step"]
+    return step
+
+
+def check_same_patches(runs: Sequence[TrainedRun], splits: Iterable[SplitName]) -> None:
+    """Refuse to compare runs on different patches.
+
+    Args:
+        runs: At least one.
+        splits: What they are to be compared on.
+
+    Raises:
+        UserError: If a split of one is not that of the first.
+    """
+    for run, split in itertools.product(runs, splits):
+        if run.data.packed(split).fingerprint != runs[0].data.packed(split).fingerprint:
+            raise UserError(
+                f"Expected runs on the same patches, but the {split} split of {runs[0].folder.path} "
+                f"({runs[0].data.root}) is not that of {run.folder.path} ({run.data.root}); give one --data.root for "
+                f"all."
+            )
+
+
+def _check_patches(patches: NDArray[np.uint8] | Tensor) -> None:
+    shape = tuple(patches.shape)
+    if patches.dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        raise ValueError(
+            f"Expected patches as uint8 of shape (count, 96, 96, 3) or (count, 3, 96, 96), but found {patches.dtype} "
+            f"of shape {shape}."
+        )
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
