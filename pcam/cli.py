@@ -6,8 +6,9 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pcam.atomic import atomic_path
 from pcam.data import PCamDataModule
+from pcam.data.layouts import find_layout
 from pcam.door import Arguments, Parser, program
 from pcam.errors import ConfigError, UserError
 from pcam.run_folder import RunFolder
@@ -97,10 +99,12 @@ class PCamCLI(LightningCLI):
         if resume is not None and len(self.config.config) > 1:
             parser.error("Expected --config or --resume, but found both; a resumed run has its own config.")
         _check_values(parser, self.config)
+        _check_replaced_network(parser, self.config, args)
         _make_absolute(self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Note what the config says before anything in it is replaced."""
+        """Note what the config says before anything in it is replaced, and look whether the data are there."""
+        find_layout(self.config.data.root)  # before weights are downloaded
         config = self.config.clone()
         for key in ("config", "resume", "resume_from"):
             config.pop(key, None)
@@ -235,6 +239,25 @@ def _check_values(parser: TrainingParser, config: Any) -> None:
             f"{config.trainer.accumulate_grad_batches}: a step is one batch in what is logged, validated and "
             f"resumed; raise data.batch_size instead."
         )
+
+
+def _check_replaced_network(parser: TrainingParser, config: Any, words: list[str]) -> None:
+    """Refuse that a network from the command line silently takes over the weights of the config's network."""
+    network = config.model.network
+    weights = (network.get("init_args") or {}).get("weights")
+    if weights is None or any(word.startswith(_WEIGHTS_OPTIONS) for word in words):
+        return
+    for path in config.config or []:
+        written = yaml.safe_load(Path(path.absolute).read_text(encoding="utf-8"))
+        replaced = written.get("model", {}).get("network", {}).get("class_path", network.class_path)
+        if replaced != network.class_path:
+            parser.error(
+                f"Expected --model.network.weights beside --model.network {network.class_path}, but found none: those "
+                f"of the config ({weights}) are of {replaced}; name weights of your network, or null."
+            )
+
+
+_WEIGHTS_OPTIONS: Final = ("--model.network.weights", "--model.network.init_args.weights")
 
 
 def _make_absolute(config: Any) -> None:

@@ -74,9 +74,12 @@ def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def program() -> str:
-    """What the user typed to start this process: "pcam", or the name of a script."""
+    """What the user typed to start this process: "pcam train", or the name of a script."""
     name = Path(sys.argv[0]).name
-    return "pcam" if name == "__main__.py" else name
+    if name not in ("pcam", "__main__.py"):
+        return name
+    commands = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    return " ".join(["pcam", *commands])
 
 
 def leave(sentence: str, exit_code: int) -> NoReturn:

@@ -96,7 +96,7 @@ def report(cli: "PCamCLI") -> None:
     if best:
         print(f"Best {cli.config.monitor} at step {best['step']:,}: {cli.run.checkpoint('best')}")
         print(", ".join(f"{name} {best[name]:.4f}" for name in MONITORS))
-    command = "pcam evaluate" if program() == "pcam" else "python scripts/evaluate.py"
+    command = "pcam evaluate" if program().startswith("pcam") else "python scripts/evaluate.py"
     print(f"Watch:    tensorboard --logdir {cli.config.runs_dir}")
     print(f"Evaluate: {command} {cli.run.path}")
 

@@ -116,8 +116,10 @@ class PatchClassifier(LightningModule):
         self._learn = torch.compile(self.network.forward)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Bring what the network needs beside its training, whichever Trainer trains it."""
-        return [] if enlarged_part(self.network) is None else [EnlargedStatistics()]
+        """Bring what the network needs beside its training, whichever Trainer trains it, unless the Trainer has it."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        there = any(isinstance(callback, EnlargedStatistics) for callback in callbacks)
+        return [] if there or enlarged_part(self.network) is None else [EnlargedStatistics()]
 
     @contextmanager
     def evaluating(self, precision: str = "32-true") -> Iterator[None]:

@@ -1,13 +1,18 @@
 """The network that evaluates, against the one that it is made from."""
 
 import copy
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
-from pcam.models.inference import InferenceNetwork
+from pcam.models.inference import EvaluationSettings, InferenceNetwork, bfloat16_warning, has_fast_bfloat16
 from tests.models.test_networks import patches, trained
 
 NETWORKS = {
@@ -62,7 +67,7 @@ def test_without_the_cpus_kernel_the_logits_are_the_same(network: nn.Module) -> 
 
 
 def test_in_bfloat16_the_logits_are_near_and_in_float32(network: nn.Module) -> None:
-    logits = InferenceNetwork(network, torch.bfloat16)(patches(8))
+    logits = InferenceNetwork(network, "bf16-mixed")(patches(8))
     expected = network.eval()(patches(8))
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, expected)
@@ -78,3 +83,71 @@ def test_the_network_stays_as_it_is_and_the_copy_too(network: nn.Module) -> None
         for weight in network.parameters():
             weight.zero_()
     assert torch.equal(fast(patches()), logits)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_computed_whatever_the_processor_has(
+    fast: bool, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fast and not has_fast_bfloat16():
+        fast = False  # there is no way to have instructions that are not there
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: fast)
+    logits = InferenceNetwork(network, "bf16-mixed")(patches(8))
+    expected = network.eval()(patches(8))
+    assert (logits - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+def test_a_processor_without_bfloat16_is_said_once_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: False)
+    warning = bfloat16_warning(torch.device("cpu"))
+    assert warning is not None
+    assert "Expected a processor with instructions for bfloat16" in warning
+    assert bfloat16_warning(torch.device("cuda")) is None
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: True)
+    assert bfloat16_warning(torch.device("cpu")) is None
+
+
+@pytest.mark.slow  # starts a process
+def test_without_instructions_for_bfloat16_the_same_numbers_come_out() -> None:
+    code = (
+        "import torch; from pcam.models import BaselineCNN; from pcam.models.inference import *; torch.manual_seed(0);"
+        "network = BaselineCNN(); patches = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8);"
+        "print(has_fast_bfloat16(), *InferenceNetwork(network, 'bf16-mixed')(patches).tolist(),"
+        " *network.eval()(patches).tolist())"
+    )
+    masked = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=masked)
+    fast, *numbers = done.stdout.split()
+    assert fast == "False"
+    logits, expected = np.split(np.array(numbers, dtype=float), 2)
+    assert np.abs(logits - expected).max() < 0.2 * np.abs(expected).max()
+
+
+def test_settings_say_what_they_are() -> None:
+    assert EvaluationSettings().suffix == ""
+    assert EvaluationSettings(tta=True, precision="bf16-mixed", reestimate_bn=True).suffix == "_bn_tta_bf16"
+    assert EvaluationSettings(enlarged_sizes=[]).suffix == "_at_96"
+    assert EvaluationSettings(tta=True, enlarged_sizes=[128]).suffix == "_tta_at_96_128"
+    assert EvaluationSettings(tta=True, enlarged_sizes=[]).words == ["tta", "at 96 pixels"]
+
+
+def test_fewer_sizes_are_those_of_a_network_that_has_no_others() -> None:
+    network = trained(MobileNetV2(weights=None, dropout=0.0, enlarged_sizes=[112, 128])).eval()
+    own = trained(MobileNetV2(weights=None, dropout=0.0))
+    own.load_state_dict({name: value for name, value in network.state_dict().items() if "enlarged" not in name})
+    batch = patches(3)
+    with torch.inference_mode():
+        alone = EvaluationSettings(enlarged_sizes=[]).network(network)(batch)
+        torch.testing.assert_close(alone, own.eval()(batch), rtol=1e-4, atol=1e-5)
+        everything = network.eval()(batch)
+        one = EvaluationSettings(enlarged_sizes=[112]).network(network)(batch)
+        other = EvaluationSettings(enlarged_sizes=[128]).network(network)(batch)
+    torch.testing.assert_close((2 * one + 2 * other - alone) / 3, everything, rtol=1e-4, atol=1e-4)
+    assert EvaluationSettings(enlarged_sizes=[128, 112]).network(network) is network
+
+
+def test_a_size_that_the_network_was_not_trained_for_is_refused() -> None:
+    with pytest.raises(UserError, match=r"batch-norm statistics for \(\[128\]\), but found \[160\]"):
+        EvaluationSettings(enlarged_sizes=[160]).network(MobileNetV2(None, dropout=0.0, enlarged_sizes=[128]))
+    with pytest.raises(UserError, match=r"batch-norm statistics for \(\[\]\), but found \[128\]"):
+        EvaluationSettings(enlarged_sizes=[128]).network(BaselineCNN())

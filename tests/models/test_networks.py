@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from pcam.models.networks import Normalization
 from torch import nn
 
 from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.models.batch_norm import learning_layers, read_statistics, reestimate_batch_norm
+from pcam.models.normalization import Normalization
 
 
 def trainable(network: nn.Module) -> int:
@@ -63,24 +63,6 @@ def test_the_cnn_without_dense_layers_is_the_same_function() -> None:
     )
     with torch.inference_mode():
         torch.testing.assert_close(convolutional(patches()), dense(patches()))
-        torch.testing.assert_close(convolutional.logit_map(patches()).flatten(), dense(patches()))
-
-
-def test_the_cnn_without_dense_layers_takes_a_larger_image() -> None:
-    network = BaselineCNN(dense=False)
-    image = patches(1, size=160)
-    with torch.inference_mode():
-        logits = network.logit_map(image)
-        assert logits.shape == (1, 5, 5)
-        features = network.features(network.normalization(image))
-        for row, column in ((0, 0), (2, 3), (4, 4)):
-            window = network.head(features[:, :, row : row + 6, column : column + 6])
-            torch.testing.assert_close(logits[0, row, column], window.squeeze())
-
-
-def test_the_cnn_with_dense_layers_has_no_map() -> None:
-    with pytest.raises(ValueError, match="dense layers, which fix the size"):
-        BaselineCNN().logit_map(patches(1, size=160))
 
 
 def test_the_cnn_starts_as_keras_does() -> None:
@@ -93,7 +75,7 @@ def test_the_cnn_starts_as_keras_does() -> None:
 
 @pytest.mark.parametrize(
     ("name", "black", "white"),
-    [("unit", 0.0, 1.0), ("symmetric", -1.0, 1.0), ("imagenet", -0.485 / 0.229, (1 - 0.485) / 0.229)],
+    [("unit", 0.0, 1.0), ("imagenet", -0.485 / 0.229, (1 - 0.485) / 0.229)],
 )
 def test_normalization_maps_black_and_white(name, black: float, white: float) -> None:
     extremes = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)

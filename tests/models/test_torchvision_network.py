@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, get_model
 
+from pcam.commands.train import main as train
 from pcam.errors import UserError
 from pcam.models import TorchvisionNetwork
 from pcam.models.inference import InferenceNetwork
-from tests.conftest import REPOSITORY, load_script
+from tests.conftest import REPOSITORY
 from tests.models.test_networks import patches
 
 # One of each way to hold the last layer: an attribute, a place in a Sequential behind a dropout, behind none, a
@@ -81,7 +82,7 @@ def test_a_network_that_takes_no_patches_is_refused() -> None:
 
 
 def test_one_line_trains_another_network(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
-    load_script("train").main([
+    train([
         "--config", str(REPOSITORY / "configs" / "random_dropout.yaml"), "--data.root", str(patch_root),
         "--data.cache_dir", str(cache_dir), "--runs_dir", str(tmp_path), "--trainer.fast_dev_run", "1",
         "--model.network", "pcam.models.TorchvisionNetwork", "--model.network.name", "resnet18",

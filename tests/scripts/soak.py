@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import REPOSITORY, load_script, write_patches
+from pcam.commands.train import main as train_main
+from tests.conftest import REPOSITORY, write_patches
 from tests.scripts.test_life import scalars
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -43,12 +44,12 @@ def arguments(root: Path, runs_dir: Path) -> list[str]:
 
 
 def train(words: list[str]) -> None:
-    """Run scripts/train.py in this process, in silence."""
+    """Run `pcam train` in this process, in silence."""
     with Path(os.devnull).open("w") as silence:
         os.dup2(silence.fileno(), sys.stdout.fileno())
         os.dup2(silence.fileno(), sys.stderr.fileno())
     sys.argv = ["train.py"]
-    load_script("train").main(words)
+    train_main(words)
 
 
 def start(words: list[str]) -> ForkServerProcess:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import REPOSITORY, load_script
-
-train = load_script("train").main
+from pcam.commands.train import main as train
+from tests.conftest import REPOSITORY
 
 
 def losses(config: str, root: Path, cache_dir: Path, runs_dir: Path, *options: str) -> list[float]:

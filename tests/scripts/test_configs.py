@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import REPOSITORY, load_script
+from pcam.commands.train import main as train
+from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-train = load_script("train").main
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

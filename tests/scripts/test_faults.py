@@ -13,16 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pcam.commands.evaluate import main as evaluate
 
+from pcam.commands.train import main as train
 from pcam.run_folder import RunFolder
 from pcam.training import PatchClassifier
 from pcam.training.checkpoints import BestCheckpoint
-from tests.conftest import REPOSITORY, load_script, write_patches
+from tests.conftest import REPOSITORY, write_patches
 from tests.scripts.test_front_door import sentence
 from tests.scripts.test_life import arguments, assert_same_end, whole_run
-
-train = load_script("train").main
-evaluate = load_script("evaluate").main
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pcam.commands.evaluate import main as evaluate
+from pcam.commands.prepare_data import main as prepare_data
 
-from tests.conftest import REPOSITORY, load_script
+from pcam.commands.train import main as train
+from tests.conftest import REPOSITORY
 
-train = load_script("train").main
-evaluate = load_script("evaluate").main
-prepare_data = load_script("prepare_data").main
 DEMO = ["--config", str(REPOSITORY / "configs" / "demo.yaml")]
 
 

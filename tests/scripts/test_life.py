@@ -9,15 +9,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pcam.commands.evaluate import main as evaluate
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pcam.commands.train import main as train
 from pcam.data import PCamDataModule
 from pcam.training import PatchClassifier
-from tests.conftest import COUNTS, REPOSITORY, load_script
-
-train = load_script("train").main
-evaluate = load_script("evaluate").main
+from tests.conftest import COUNTS, REPOSITORY
 
 STEPS = 30
 """Of 11 batches an epoch, with a validation every 6: so validations and checkpoints fall within epochs too."""

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, load_script
+from pcam.commands.train import main as train
+from tests.conftest import REPOSITORY
 
 
 def options(root: Path, folder: Path, batch_size: int, steps: int) -> list[str]:
@@ -33,7 +34,7 @@ def options(root: Path, folder: Path, batch_size: int, steps: int) -> list[str]:
 )
 def test_two_processes_follow_one(launcher: list[str], patch_root: Path, tmp_path: Path) -> None:
     """With half the batch each; the network has no batch norm, so nothing but rounding may differ."""
-    load_script("train").main(options(patch_root, tmp_path / "one", batch_size=8, steps=24))
+    train(options(patch_root, tmp_path / "one", batch_size=8, steps=24))
     command = [*launcher, str(REPOSITORY / "scripts" / "train.py"), *options(patch_root, tmp_path / "two", 4, steps=24)]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

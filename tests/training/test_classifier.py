@@ -138,7 +138,8 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(
     kind: str, patch_root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = train_losses(patch_root, cache_dir, seeded(kind))
-    monkeypatch.setattr(PatchClassifier, "prepare_evaluation", lambda self, precision: None)
+    monkeypatch.setattr(PatchClassifier, "_start_evaluating", lambda self, precision: None)
+    monkeypatch.setattr(PatchClassifier, "evaluate", PatchClassifier.forward)
     plain = train_losses(patch_root, cache_dir, Plain(seeded(kind)))
     assert len(fast) == 5
     assert fast == pytest.approx(plain, rel=1e-3)
@@ -147,8 +148,32 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(
 def test_what_evaluates_is_no_part_of_a_checkpoint(patch_root: Path, cache_dir: Path) -> None:
     classifier = PatchClassifier(BaselineCNN(), torch.optim.SGD)
     before = set(classifier.state_dict())
-    classifier.prepare_evaluation("32-true")
-    assert set(classifier.state_dict()) == before
+    with classifier.evaluating():
+        assert set(classifier.state_dict()) == before
+        assert len(list(classifier.modules())) == len(list(PatchClassifier(BaselineCNN(), torch.optim.SGD).modules()))
+
+
+def test_evaluating_without_preparation_neither_drops_nor_moves_statistics() -> None:
+    classifier = PatchClassifier(MobileNetV2(weights=None, dropout=0.5), torch.optim.SGD)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    batch = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8)
+    first, second = classifier.evaluate(batch), classifier.evaluate(batch)
+    assert classifier.training
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+    torch.testing.assert_close(first, classifier.network.eval()(batch).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_evaluating_after_further_training_uses_the_weights_of_now() -> None:
+    classifier = PatchClassifier(BaselineCNN(), torch.optim.SGD)
+    batch = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8)
+    with classifier.evaluating():
+        before = classifier.evaluate(batch)
+        with torch.no_grad():
+            classifier.network.head[-1].bias += 1
+        assert torch.equal(classifier.evaluate(batch), before)  # the copy of one validation
+    torch.testing.assert_close(classifier.evaluate(batch), before + 1)
 
 
 def test_a_loss_that_is_nan_makes_the_mean_nan_and_batches_count_by_their_size() -> None:
