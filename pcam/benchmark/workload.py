@@ -1,4 +1,7 @@
-"""What all contestants of a race have to do."""
+"""The workload of a race: what every contestant has to do.
+
+Imports nothing of Lightning's, which cannot be in one process with TensorFlow (see `pcam.benchmark.keras`).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,28 +11,33 @@ from pcam.benchmark.race import Stopwatch
 from pcam.options import Precision
 
 LR: Final = 0.001
+"""Learning rate of every training that is measured."""
+
 MOMENTUM: Final = 0.95
+"""Momentum of the SGD of every training that is measured."""
+
 DROPOUT: Final = 0.5
+"""Dropout before the last layer of every network that is measured."""
 
 WARMUP_STEPS: Final = 8
-"""Steps before the first turn: buffers are taken, kernels chosen, and with torch.compile made."""
+"""Training steps before the first turn: they allocate buffers, choose kernels and, with torch.compile, compile."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """What all contestants of a race have to do.
+class Workload:
+    """What every contestant of a race has to do.
 
     Args:
         root: Folder with the patches, in any form.
-        class_folders: The same patches in class folders, for those that read no other form.
+        class_folders: Folder with the same patches in class folders, for contestants that read no other form.
         cache_dir: Folder for the packed stores.
-        folder: For what they write.
+        folder: Folder for what the contestants write.
         accelerator: "cpu" or "cuda".
-        batch_size: Patches a batch.
-        steps: Steps a turn, in training.
-        rounds: Turns.
-        precision: What ours and the ceiling compute in.
-        weights: State dict of a `MobileNetV2`, for evaluation.
+        batch_size: Number of patches in a batch.
+        steps: Number of training steps in a turn.
+        rounds: Number of turns that each contestant takes.
+        precision: What this project's code and the ceiling compute in.
+        weights: File with the state dict of a `MobileNetV2`, for evaluation; None for training.
     """
 
     root: Path
@@ -45,19 +53,19 @@ class Course:
 
     @property
     def all_steps(self) -> int:
-        """Steps that a training takes."""
+        """Number of steps of a whole training: the warm-up and all turns."""
         return WARMUP_STEPS + self.steps * self.rounds
 
     def end_step(self, stopwatch: Stopwatch, step: int, **facts: float) -> bool:
-        """End a turn and begin the next where they meet; a training calls it after each step.
+        """Say that a training step is done. If it was the last of a turn, end that turn and wait for the next.
 
         Args:
-            stopwatch: The contestant's.
-            step: Steps that are done, those of the warm-up too.
-            facts: What else is to be known of the turn.
+            stopwatch: The stopwatch of the contestant.
+            step: Number of steps that are done, including those of the warm-up.
+            facts: More numbers to report of the turn, by name.
 
         Returns:
-            Whether they met.
+            Whether a turn begins or ends after this step.
         """
         done = step - WARMUP_STEPS
         if done < 0 or done % self.steps:
