@@ -1,1 +1,1 @@
-"""Races against what others do, which `scripts/benchmark.py` runs."""
+"""Speed, measured against what others do. The command `benchmark` runs these measurements."""

@@ -1,4 +1,4 @@
-"""The process of one contestant; `race` starts it, with the number of the pipe to it."""
+"""The process of one contestant. A race starts it with the file descriptor of its pipe to the race."""
 
 import sys
 from multiprocessing.connection import Connection

@@ -1,4 +1,4 @@
-"""Who takes part in a race: this project as its scripts run it, what others write, and what the machine allows."""
+"""Who takes part in a race: this project as its commands run it, what others write, and what the machine allows."""
 
 import time
 from collections.abc import Sequence
@@ -17,39 +17,47 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from pcam.benchmark.course import DROPOUT, LR, MOMENTUM, Course
 from pcam.benchmark.race import Stopwatch
+from pcam.benchmark.workload import DROPOUT, LR, MOMENTUM, Workload
 from pcam.cli import PCamCLI
+from pcam.commands.train import fit
 from pcam.data import PCamDataModule
+from pcam.errors import UserError
 from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2
+from pcam.models.batch_norm import reestimate_batch_norm
+from pcam.models.inference import EvaluationSettings
 from pcam.models.normalization import MEAN_AND_STD
 from pcam.options import SplitName
+from pcam.run_folder import RunFolder
+from pcam.shipped import find_config
+from pcam.trained import TrainedRun
+from pcam.training.quiet import quieten
 
-CONFIG: Final = Path(__file__).parents[2] / "configs" / "random_dropout.yaml"
-"""The training that is measured: MobileNetV2, dropout 0.5, SGD. Which weights it starts from changes no speed."""
+CONFIG: Final = "random_dropout"
+"""The shipped config that is trained: MobileNetV2, dropout 0.5, SGD. The weights it starts from change no speed."""
 
 
-class Turns(Callback):
-    """Cuts a training into turns.
+class EndTurns(Callback):
+    """Tell the stopwatch of each training step.
 
     Args:
-        stopwatch: The contestant's.
-        course: How many steps a turn has.
+        stopwatch: The stopwatch of the contestant.
+        workload: Says how many steps a turn has.
     """
 
-    def __init__(self, stopwatch: Stopwatch, course: Course) -> None:
+    def __init__(self, stopwatch: Stopwatch, workload: Workload) -> None:
         self._stopwatch = stopwatch
-        self._course = course
+        self._workload = workload
         self._wait = DataWait()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time the loader."""
+        """Start measuring how long training waits for batches."""
         trainer.profiler = self._wait  # type: ignore[attr-defined]  # set by a connector
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Count the step."""
-        if self._course.end_step(self._stopwatch, trainer.global_step, data_wait=self._wait.share()):
+        """Report the step."""
+        if self._workload.end_step(self._stopwatch, trainer.global_step, data_wait=self._wait.share()):
             self._wait.restart()
 
 
@@ -61,71 +69,78 @@ class DataWait(Profiler):
         self.restart()
 
     def restart(self) -> None:
-        """Measure from now on."""
+        """Forget what was measured, and measure from now on."""
         self._begin, self._waited = time.perf_counter(), 0.0
 
     def share(self) -> float:
-        """The share since then, 0 to 1."""
+        """The share of the time since the last restart, 0 to 1."""
         return self._waited / (time.perf_counter() - self._begin)
 
     def start(self, action_name: str) -> None:
-        """Note when the loop asks for a batch."""
+        """Note the time when the training loop asks for a batch."""
         if action_name.endswith("train_dataloader_next"):
             self._asked = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        """Add up until it has one."""
+        """Add the time until the training loop has its batch."""
         if action_name.endswith("train_dataloader_next"):
             self._waited += time.perf_counter() - self._asked
 
 
-def _options(course: Course) -> list[str]:
-    """The words of a command line that set ours on a course."""
-    return [
-        f"--config={CONFIG}",
-        f"--data.root={course.root}",
-        f"--data.cache_dir={course.cache_dir}",
-        f"--data.batch_size={course.batch_size}",
-        f"--trainer.accelerator={course.accelerator}",
-        "--trainer.devices=1",
-    ]
+def train_ours(workload: Workload, compiled: bool, stopwatch: Stopwatch) -> None:
+    """Train as the command `train` does, without validation.
 
-
-def train_ours(course: Course, compiled: bool, stopwatch: Stopwatch) -> None:
-    """Train as scripts/train.py does, without validation."""
+    Args:
+        workload: What is to be trained.
+        compiled: Whether to train with torch.compile.
+        stopwatch: Measures each turn.
+    """
+    keep_freed_memory()
+    quieten()
     cli = PCamCLI([
-        *_options(course),
-        f"--runs_dir={course.folder / 'runs'}",
-        f"--trainer.max_steps={course.all_steps}",
-        f"--trainer.precision={course.precision}",
+        f"--config={find_config(CONFIG)}",
+        f"--data.root={workload.root}",
+        f"--data.cache_dir={workload.cache_dir}",
+        f"--data.batch_size={workload.batch_size}",
+        f"--runs_dir={workload.folder / 'runs'}",
+        f"--trainer.accelerator={workload.accelerator}",
+        "--trainer.devices=1",
+        f"--trainer.max_steps={workload.all_steps}",
+        f"--trainer.precision={workload.precision}",
         "--trainer.limit_val_batches=0",
         *(["--compile"] if compiled else []),
     ])  # fmt: skip
-    cli.trainer.callbacks.insert(0, Turns(stopwatch, course))  # type: ignore[attr-defined]  # a plain list
-    cli.fit()
+    cli.trainer.callbacks.insert(0, EndTurns(stopwatch, workload))  # type: ignore[attr-defined]  # a plain list
+    fit(cli)
 
 
-def train_ceiling(course: Course, compiled: bool, stopwatch: Stopwatch) -> None:
-    """Take the same steps with the same network, on one batch that never moves."""
+def train_ceiling(workload: Workload, compiled: bool, stopwatch: Stopwatch) -> None:
+    """Take the same steps with the same network and optimizer on one batch that never moves: the machine's limit.
+
+    Args:
+        workload: What is to be trained.
+        compiled: Whether to train with torch.compile.
+        stopwatch: Measures each turn.
+    """
     keep_freed_memory()
-    device = torch.device(course.accelerator)
-    data = PCamDataModule(course.root, course.batch_size, cache_dir=course.cache_dir)
+    device = torch.device(workload.accelerator)
+    data = PCamDataModule(workload.root, workload.batch_size, cache_dir=workload.cache_dir)
     batch = next(iter(data.loader("train")))
     patches, labels = batch.patches.to(device), batch.labels.to(device).float()
     network = MobileNetV2(weights=None, dropout=DROPOUT).to(device).train()
     forward = torch.compile(network.forward) if compiled else network.forward
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
-    for step in range(1, course.all_steps + 1):
-        with torch.autocast(device.type, torch.bfloat16) if course.precision == "bf16-mixed" else nullcontext():
+    for step in range(1, workload.all_steps + 1):
+        with torch.autocast(device.type, torch.bfloat16) if workload.precision == "bf16-mixed" else nullcontext():
             loss = binary_cross_entropy_with_logits(forward(patches).float(), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch 2.15
         optimizer.step()
-        course.end_step(stopwatch, step)
+        workload.end_step(stopwatch, step)
 
 
 class PlainNetwork(nn.Module):
-    """torchvision's MobileNetV2 with one output, as it comes."""
+    """torchvision's MobileNetV2 as it comes, with one output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,13 +148,13 @@ class PlainNetwork(nn.Module):
         self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(1280, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits, shape (batch,), of normalised images."""
+        """Compute the logits of normalised images, shape (batch,)."""
         logits: Tensor = self.head(self.features(images).mean((2, 3))).squeeze(1)
         return logits
 
 
 class PlainClassifier(LightningModule):
-    """What a good engineer writes in an afternoon."""
+    """The LightningModule that a good engineer writes in an afternoon."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,60 +169,143 @@ class PlainClassifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Gather scores."""
+        """Collect the scores for the AUROC."""
         images, labels = batch
         self.auroc.update(self.network(images).sigmoid(), labels)
         self.log("auroc", self.auroc, on_epoch=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer of the config."""
+        """Make the optimizer that the config of `train_ours` names."""
         return torch.optim.SGD(self.parameters(), lr=LR, momentum=MOMENTUM)
 
 
-def plain_images(course: Course, split: SplitName, *, shuffle: bool) -> DataLoader[Any]:
-    """Read a split's class folders as torchvision does."""
+def plain_images(workload: Workload, split: SplitName, *, shuffle: bool) -> DataLoader[Any]:
+    """Make torchvision's loader of a split in class folders.
+
+    Args:
+        workload: Says where the class folders are.
+        split: The split.
+        shuffle: Whether the order is random.
+
+    Returns:
+        A loader of normalised images and their labels.
+    """
     transform = Compose([ToTensor(), Normalize(*MEAN_AND_STD["imagenet"])])
-    return DataLoader(ImageFolder(str(course.class_folders / split), transform), course.batch_size, shuffle=shuffle)
+    return DataLoader(ImageFolder(str(workload.class_folders / split), transform), workload.batch_size, shuffle=shuffle)
 
 
-def train_plain(course: Course, stopwatch: Stopwatch) -> None:
-    """Train with a default Trainer on ImageFolder."""
+def train_plain(workload: Workload, stopwatch: Stopwatch) -> None:
+    """Train `PlainClassifier` on torchvision's ImageFolder with a default Trainer.
+
+    Args:
+        workload: What is to be trained.
+        stopwatch: Measures each turn.
+    """
     trainer = Trainer(
-        accelerator=course.accelerator,
+        accelerator=workload.accelerator,
         devices=1,
-        max_steps=course.all_steps,
+        max_steps=workload.all_steps,
         max_epochs=-1,
-        default_root_dir=course.folder / "plain",
-        callbacks=[Turns(stopwatch, course)],
+        default_root_dir=workload.folder / "plain",
+        callbacks=[EndTurns(stopwatch, workload)],
     )
-    trainer.fit(PlainClassifier(), plain_images(course, "train", shuffle=True))
+    trainer.fit(PlainClassifier(), plain_images(workload, "train", shuffle=True))
 
 
-def evaluate_ours(course: Course, stopwatch: Stopwatch) -> None:
-    """Evaluate the valid split as scripts/evaluate.py does."""
-    assert course.weights is not None
-    cli = PCamCLI(_options(course), record=False, precision=course.precision)
-    cli.model.network.load_state_dict(torch.load(course.weights, weights_only=True))
-    cli.predict("valid")
-    for _ in range(course.rounds):
+def random_network(workload: Workload) -> MobileNetV2:
+    """Make a network with random weights, but with batch-norm statistics of the patches, so that its logits differ.
+
+    Args:
+        workload: Says where the patches are.
+
+    Returns:
+        The network.
+    """
+    network = MobileNetV2(weights=None, dropout=DROPOUT)
+    data = PCamDataModule(workload.root, workload.batch_size, cache_dir=workload.cache_dir)
+    reestimate_batch_norm(network, data.training_patches(4 * workload.batch_size, torch.device("cpu")))
+    return network
+
+
+def trained_network(run: Path) -> MobileNetV2:
+    """Load the best checkpoint of a run of MobileNetV2.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If the run cannot be opened, or is of a network that torchvision's MobileNetV2 cannot imitate.
+    """
+    network = TrainedRun.load(run, device="cpu").network
+    if not isinstance(network, MobileNetV2):
+        raise UserError(
+            f"Expected a run of MobileNetV2, but found that {run} is one of {type(network).__name__}; name another run."
+        )
+    if network.enlarged is not None:
+        raise UserError(
+            f"Expected a run of MobileNetV2 that is evaluated at 96 pixels only, as torchvision's is, but found that "
+            f"{run} is evaluated at {', '.join(map(str, network.enlarged.sizes))} too; name another run."
+        )
+    usual = MobileNetV2(weights=None, dropout=DROPOUT)
+    epsilons = [
+        {module.eps for module in one.modules() if isinstance(module, nn.BatchNorm2d)} for one in (network, usual)
+    ]
+    if epsilons[0] != epsilons[1] or not torch.equal(network.normalization.mean, usual.normalization.mean):
+        raise UserError(
+            f"Expected a run of MobileNetV2 with torchvision's normalization (imagenet) and bn_eps (1e-05), but found "
+            f"others in {run}; name another run."
+        )
+    return network
+
+
+def evaluate_ours(workload: Workload, stopwatch: Stopwatch) -> None:
+    """Evaluate the valid split as the command `evaluate` does.
+
+    Args:
+        workload: What is to be evaluated.
+        stopwatch: Measures each turn.
+    """
+    assert workload.weights is not None
+    keep_freed_memory()
+    network = MobileNetV2(weights=None, dropout=DROPOUT)
+    network.load_state_dict(torch.load(workload.weights, weights_only=True))
+    run = TrainedRun(
+        RunFolder(workload.folder),
+        "best",
+        config={},
+        step=0,
+        network=network.to(workload.accelerator).eval(),
+        data=PCamDataModule(workload.root, workload.batch_size, cache_dir=workload.cache_dir),
+        settings=EvaluationSettings(precision=workload.precision),
+    )
+    run.predict("valid")  # a turn that does not count
+    for _ in range(workload.rounds):
         stopwatch.start()
-        predictions = cli.predict("valid")
+        predictions = run.predict("valid")
         auroc = BinaryAUROC()(*predictions.tensors())
         stopwatch.stop(len(predictions.labels), auroc=auroc.item())
 
 
-def evaluate_plain(course: Course, stopwatch: Stopwatch) -> None:
-    """Evaluate the valid split with a default Trainer on ImageFolder."""
-    assert course.weights is not None
+def evaluate_plain(workload: Workload, stopwatch: Stopwatch) -> None:
+    """Evaluate the valid split with `PlainClassifier` on torchvision's ImageFolder with a default Trainer.
+
+    Args:
+        workload: What is to be evaluated.
+        stopwatch: Measures each turn.
+    """
+    assert workload.weights is not None
     classifier = PlainClassifier()
-    state = torch.load(course.weights, weights_only=True)
+    state = torch.load(workload.weights, weights_only=True)
     classifier.network.load_state_dict(
         {name: value for name, value in state.items() if not name.startswith("normalization.")}
     )
-    trainer = Trainer(accelerator=course.accelerator, devices=1, default_root_dir=course.folder / "plain")
-    images = plain_images(course, "valid", shuffle=False)
-    trainer.validate(classifier, images, verbose=False)
-    for _ in range(course.rounds):
+    trainer = Trainer(accelerator=workload.accelerator, devices=1, default_root_dir=workload.folder / "plain")
+    images = plain_images(workload, "valid", shuffle=False)
+    trainer.validate(classifier, images, verbose=False)  # a turn that does not count
+    for _ in range(workload.rounds):
         stopwatch.start()
         (found,) = trainer.validate(classifier, images, verbose=False)
         stopwatch.stop(len(images.dataset), auroc=found["auroc"])  # type: ignore[arg-type]  # an ImageFolder

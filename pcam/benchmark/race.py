@@ -1,4 +1,8 @@
-"""A race: contestants in processes of their own take turns, so that a slow moment of the machine meets all of them."""
+"""A race: contestants, each in a process of its own, take turns at the same work.
+
+A race has rounds, and in each round every contestant takes one turn. A moment in which the machine is slow therefore
+meets all contestants alike, and the ratios of their speeds hold although the speeds themselves vary.
+"""
 
 import re
 import subprocess
@@ -19,20 +23,20 @@ from rich.progress import track
 from pcam.errors import UserError
 
 SAMPLE_SECONDS: Final = 0.02
-"""How often a process looks at its memory."""
+"""Seconds between two readings of a process's memory."""
 
 
 @dataclass(frozen=True)
-class Round:
-    """What a contestant did in its turn.
+class Turn:
+    """What a contestant did in one turn.
 
     Args:
-        patches: Patches that went through.
+        patches: Number of patches that were processed.
         seconds: How long that took.
-        anonymous_bytes: The most anonymous resident memory that its process had; files that are mapped do not count.
-            None where the system does not say (only Linux does).
-        device_bytes: The most memory that tensors took on the GPU; None without one.
-        facts: What else is to be known of it, by name.
+        anonymous_bytes: The most anonymous resident memory that the process had during the turn, which does not count
+            memory-mapped files; None where the system does not say (only Linux does).
+        device_bytes: The most memory that tensors took on the GPU; None without a GPU.
+        facts: More numbers to report of the turn, by name.
     """
 
     patches: int
@@ -43,10 +47,10 @@ class Round:
 
 
 class Stopwatch:
-    """A contestant's side of the race: waits for its turn, and says what it did in it.
+    """What a contestant holds in its own process to wait for its turns and to report them.
 
     Args:
-        connection: To the process that runs the race.
+        connection: The pipe to the process that runs the race.
         device: Where the contestant computes.
     """
 
@@ -55,7 +59,7 @@ class Stopwatch:
         self._device = device
 
     def start(self) -> None:
-        """Wait until it is this contestant's turn; time runs from here."""
+        """Wait for this contestant's turn, then start the clock."""
         self._synchronize()
         self._connection.send("ready")
         self._connection.recv()
@@ -66,16 +70,16 @@ class Stopwatch:
         self._start = time.perf_counter()
 
     def stop(self, patches: int, **facts: float) -> None:
-        """Say that the turn is over.
+        """Stop the clock and report the turn.
 
         Args:
-            patches: Patches that went through.
-            facts: What else is to be known of it.
+            patches: Number of patches that were processed in the turn.
+            facts: More numbers to report of the turn, by name.
         """
         self._synchronize()
         seconds = time.perf_counter() - self._start
         device_bytes = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
-        self._connection.send(Round(patches, seconds, self._memory.finish(), device_bytes, facts))
+        self._connection.send(Turn(patches, seconds, self._memory.finish(), device_bytes, facts))
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
@@ -83,7 +87,7 @@ class Stopwatch:
 
 
 class _MemorySampler(threading.Thread):
-    """Follows the anonymous memory of its own process."""
+    """A thread that reads the anonymous memory of its own process again and again, and keeps the highest reading."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -91,16 +95,16 @@ class _MemorySampler(threading.Thread):
         self._finished = threading.Event()
 
     def run(self) -> None:
-        self._look()
+        self._sample()
         while not self._finished.wait(SAMPLE_SECONDS):
-            self._look()
+            self._sample()
 
     def finish(self) -> int | None:
         self._finished.set()
         self.join()
         return self._most
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         try:
             found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
         except OSError:
@@ -109,33 +113,39 @@ class _MemorySampler(threading.Thread):
             self._most = max(self._most or 0, int(found[1]) * 1024)
 
 
+Contestant = Callable[[Stopwatch], None]
+"""A function that prepares itself, then calls `start` and `stop` of the stopwatch once a turn, then returns.
+
+It must be a function of an importable module, or a partial of one, as it runs in a fresh process.
+"""
+
+
 def race(
-    contestants: Mapping[str, Callable[[Stopwatch], None]], rounds: int, device: torch.device, folder: Path
-) -> dict[str, list[Round]]:
+    contestants: Mapping[str, Contestant], rounds: int, device: torch.device, folder: Path
+) -> dict[str, list[Turn]]:
     """Let contestants take turns.
 
     Args:
-        contestants: By name; each makes ready, then calls `start` and `stop` of its stopwatch `rounds` times, then
-            returns. What it prints goes to a file. It must be a function of an importable module, or a partial of one:
-            each runs in a fresh process.
-        rounds: Turns of each.
-        device: Where they compute.
-        folder: For the files with what they print.
+        contestants: The contestants by name.
+        rounds: Number of turns that each contestant takes.
+        device: Where the contestants compute.
+        folder: Folder for log files, one a contestant, with what it prints.
 
     Returns:
-        The rounds of each.
+        The turns of each contestant, by name.
 
     Raises:
-        UserError: If a contestant raises one, or its process is ended.
-        RuntimeError: If one fails otherwise.
+        UserError: If a contestant raises a `UserError`, or if its process is ended from outside.
+        RuntimeError: If a contestant fails in another way.
     """
-    found: dict[str, list[Round]] = {name: [] for name in contestants}
+    turns: dict[str, list[Turn]] = {name: [] for name in contestants}
     connections: dict[str, Connection] = {}
     with ExitStack() as stack:
         for name, contestant in contestants.items():
             connections[name], theirs = Pipe()
             with theirs, (folder / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.log").open("w") as log:
-                # Not multiprocessing's processes, which import the script again: Keras cannot be where Lightning is.
+                # A process of multiprocessing would import the main script, and Lightning with it, which Keras cannot
+                # be in one process with.
                 process = subprocess.Popen(
                     [sys.executable, "-m", "pcam.benchmark", str(theirs.fileno())],
                     stdout=log,
@@ -143,18 +153,18 @@ def race(
                     pass_fds=[theirs.fileno()],
                 )
             stack.callback(process.wait)
-            stack.callback(process.kill)  # it has said all it has to say
+            stack.callback(process.kill)  # by then it has reported all its turns
             connections[name].send((contestant, device))
-            _receive(connections[name], name)  # ready: one makes ready after the other, undisturbed
+            _receive(connections[name], name)  # "ready": contestants prepare one after the other, undisturbed
         for number in track(range(rounds), "Measuring"):
             for name, connection in connections.items():
                 connection.send("go")
-                answer = _receive(connection, name)
-                assert isinstance(answer, Round)
-                found[name].append(answer)
+                turn = _receive(connection, name)
+                assert isinstance(turn, Turn)
+                turns[name].append(turn)
                 if number < rounds - 1:
                     _receive(connection, name)
-    return found
+    return turns
 
 
 def _receive(connection: Connection, name: str) -> object:
@@ -162,7 +172,8 @@ def _receive(connection: Connection, name: str) -> object:
         answer = connection.recv()
     except EOFError as error:
         raise UserError(
-            f"Expected '{name}' to run to its end, but its process was ended, as for lack of memory; free some."
+            f"Expected the process of the contestant '{name}' to run to its end, but it was killed, perhaps for lack "
+            f"of memory; free some memory and run the benchmark again."
         ) from error
     if isinstance(answer, UserError):
         raise answer
@@ -172,15 +183,15 @@ def _receive(connection: Connection, name: str) -> object:
 
 
 def take_part(connection: Connection) -> None:
-    """Run a contestant, in a process that is its own.
+    """Run a contestant in this process, and report what it raises.
 
     Args:
-        connection: Gives the contestant and its device.
+        connection: The pipe to the race, which sends the contestant and its device.
     """
     try:
         contestant, device = connection.recv()
         contestant(Stopwatch(connection, device))
     except UserError as error:
         connection.send(error)
-    except Exception:  # a bug: whole, to the process that waits
+    except Exception:  # a bug: the race shows the whole traceback
         connection.send(RuntimeError(traceback.format_exc()))

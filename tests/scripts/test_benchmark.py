@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from torch import nn
 
+from pcam.benchmark.contestants import trained_network
 from pcam.benchmark.race import Stopwatch, race
+from pcam.commands.benchmark import main as benchmark
 from pcam.errors import UserError
-from tests.conftest import COUNTS, REPOSITORY, load_script
-
-benchmark = load_script("benchmark").main
+from pcam.models import BaselineCNN, MobileNetV2
+from pcam.shipped import find_config
+from tests.conftest import COUNTS, REPOSITORY
+from tests.scripts.help_pages import check_help, heavy_imports
 
 
 def figures(output: Path, *words: str | Path) -> dict[str, Any]:
@@ -54,21 +59,70 @@ def test_training_is_compared_with_plain_code_and_the_ceiling(
 
 
 @pytest.mark.slow  # starts three processes
-def test_evaluation_is_compared_at_the_same_auroc(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_bfloat16", [True, False])  # whatever the processor has
+def test_evaluation_is_compared_at_the_same_auroc(
+    has_bfloat16: bool, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: has_bfloat16)
     rows = figures(
         tmp_path / "figures.json", "evaluate", "--data.root", patch_root, "--data.cache_dir", cache_dir,
         "--batch_size", "8", "--rounds", "1", "--device", "cpu",
     )  # fmt: skip
-    assert list(rows) == ["ours", "ours, bfloat16", "plain"]
+    assert list(rows) == (["ours", "ours, bfloat16", "plain"] if has_bfloat16 else ["ours", "plain"])
+    said = "Evaluation in bfloat16 is not measured. Expected a processor with instructions for bfloat16"
+    assert (said in capsys.readouterr().out) == (not has_bfloat16)
     auroc = {name: row["rounds"][0]["facts"]["auroc"] for name, row in rows.items()}
     assert auroc["ours"] == pytest.approx(auroc["plain"], abs=1e-6)
     assert all(row["rounds"][0]["patches"] == sum(COUNTS["valid"]) for row in rows.values())
+
+
+def write_run(folder: Path, network: nn.Module, **options: object) -> None:
+    """Write what a run folder holds of a network that has learned nothing."""
+    config = yaml.safe_load(find_config("random_dropout").read_text())
+    config["data"]["root"] = "patches"
+    config["model"]["network"] = {"class_path": f"pcam.models.{type(network).__name__}", "init_args": options}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    (folder / "checkpoints").mkdir()
+    torch.save({"state_dict": state, "global_step": 0}, folder / "checkpoints" / "best.ckpt")
+
+
+def test_the_network_of_a_run_is_measured(tmp_path: Path) -> None:
+    network = MobileNetV2(weights=None, dropout=0.25)
+    write_run(tmp_path, network, weights=None, dropout=0.25)
+    found = trained_network(tmp_path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (MobileNetV2, {"normalization": "unit"}, r"torchvision's normalization \(imagenet\) and bn_eps \(1e-05\)"),
+        (MobileNetV2, {"bn_eps": 0.001}, r"torchvision's normalization \(imagenet\) and bn_eps \(1e-05\)"),
+        (MobileNetV2, {"enlarged_sizes": [128]}, "is evaluated at 128 too; name another run"),
+        (BaselineCNN, {}, "is one of BaselineCNN; name another run"),
+    ],
+)
+def test_a_run_that_others_cannot_imitate_is_refused(
+    network: type[nn.Module], options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    options |= {"dropout": 0.5} | ({"weights": None} if network is MobileNetV2 else {})
+    write_run(tmp_path, network(**options), **options)
+    with pytest.raises(UserError, match=message):
+        trained_network(tmp_path)
 
 
 @pytest.mark.slow  # starts two processes, and paints
 def test_memory_is_measured_over_more_patches_than_there_are(tmp_path: Path) -> None:
     rows = figures(tmp_path / "figures.json", "memory", "--counts", "[64, 1500]", "--steps", "1", "--rounds", "1")
     assert list(rows) == ["64 patches", "1,500 patches"]
+
+
+def test_fewer_patches_than_a_batch_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        benchmark(["memory", "--counts", "[31, 64]"])
+    assert "Expected at least 32 training patches, which are one batch, but found 31" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_said(
@@ -104,3 +158,16 @@ def test_a_contestant_that_fails_ends_the_race(
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the processes find this module
     with pytest.raises(error, match=message):
         race({"one": contestant}, 1, torch.device("cpu"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data", "train", "evaluate", "memory"])
+def test_help_explains_each_option_and_describes_the_benchmark_once(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        benchmark([name, "--help"])
+    check_help(capsys.readouterr().out, "Measure how")
+
+
+def test_help_answers_without_importing_what_takes_time() -> None:
+    assert heavy_imports("pcam.commands.benchmark", "evaluate", "--help") == []

@@ -1,0 +1,172 @@
+"""Fetch, check and pack PatchCamelyon's patches, or make synthetic ones like them."""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from pcam.door import Arguments, front_door, run_subcommand
+from pcam.errors import UserError
+from pcam.options import SPLIT_NAMES, SplitName
+
+
+def download(root: Path, splits: Sequence[SplitName] = SPLIT_NAMES) -> None:
+    """Download PatchCamelyon's official files from Zenodo, 8 GB in all.
+
+    A transfer that was interrupted continues where it stopped. A file is checked before it gets its name, and one that
+    is there already is only checked.
+
+    Args:
+        root: Folder for the files; made if it does not exist.
+        splits: The splits to download, in brackets: [train] is 6.4 GB, [valid] and [test] are 0.8 GB each.
+
+    Raises:
+        UserError: If the files cannot be downloaded, or the disk has no room for them.
+    """
+    from pcam.data.download import download as download_files
+
+    download_files(root, splits)
+    print(f"The official files of {', '.join(splits)} are complete in {root}. {_how_to_train(root)}")
+
+
+def verify(root: Path, cache_dir: Path | None = None) -> None:
+    """Read every byte of a data set, and of its packed stores, and say whether all of it is what it should be.
+
+    Ends with exit code 1 if something is not: an official file whose MD5 is wrong or is that of another split, an image
+    of Kaggle's whose pixels differ from what its name says, a patch that cannot be read, or a packed store that has
+    changed.
+
+    Args:
+        root: Folder with the data, in any form.
+        cache_dir: Folder with the packed stores; null is the user's cache folder.
+
+    Raises:
+        UserError: If something is wrong.
+    """
+    from rich.console import Console
+
+    from pcam.data import PCamDataModule
+    from pcam.data.verify import findings_table
+    from pcam.data.verify import verify as verify_files
+
+    findings = verify_files(PCamDataModule(root, cache_dir=cache_dir))
+    Console().print(findings_table(findings))
+    faults = [finding.subject for finding in findings if finding.fault is not None]
+    if faults:
+        raise UserError(
+            f"Expected all of {root} and its packed stores to be right, but found {len(faults)} of "
+            f"{len(findings)} parts wrong, the first {faults[0]}; the table says what to do."
+        )
+
+
+def pack(root: Path, cache_dir: Path | None = None, deduplicate: bool = False) -> None:
+    """Pack every split of a data set into the store that training reads, so that the first training need not.
+
+    A split that is packed already is packed again only if its files have changed.
+
+    Args:
+        root: Folder with the data, in any form; nothing is written into it.
+        cache_dir: Folder for the packed stores, 28 kB a patch; null is the user's cache folder.
+        deduplicate: Whether to make the stores that training reads with --data.deduplicate true: without patches whose
+            pixels repeat those of another in their split.
+
+    Raises:
+        UserError: If the data cannot be read, or the disk has no room for the stores.
+    """
+    from pcam.data import PCamDataModule
+    from pcam.data.layouts import find_layout
+
+    data = PCamDataModule(root, cache_dir=cache_dir, deduplicate=deduplicate)
+    for split in find_layout(data.root).splits:
+        store = data.packed(split)
+        print(f"The {split} split has {len(store):,} patches, {store.labels.mean():.1%} of them tumour.")
+        print(f"  store:       {store.path}")
+        print(f"  fingerprint: {store.fingerprint}")
+    options = [] if cache_dir is None else ["--data.cache_dir", str(cache_dir)]
+    print(_how_to_train(root, *options, *(["--data.deduplicate", "true"] if deduplicate else [])))
+
+
+def audit(root: Path, output: Path = Path("audit"), cache_dir: Path | None = None) -> None:
+    """Look for repeated patches, leaks between splits, conflicting labels and empty patches.
+
+    Ends with exit code 1 if patches of train, or copies of them, are in valid or test.
+
+    Args:
+        root: Folder with the data, in any form.
+        output: Folder for `audit.json` and `contact_sheet.png`. It must not be in `root`, where nothing is written.
+        cache_dir: Folder for the packed stores, 28 kB a patch; null is the user's cache folder.
+
+    Raises:
+        UserError: If patches of train are in valid or test, or `output` is in `root`.
+    """
+    if output.resolve().is_relative_to(root.expanduser().resolve()):
+        raise UserError(f"Expected a folder outside {root} for the audit, but found {output}; set --output.")
+    from rich.console import Console
+
+    from pcam.data import PCamDataModule
+    from pcam.data.audit import audit as audit_patches
+
+    found = audit_patches(PCamDataModule(root, cache_dir=cache_dir))
+    console = Console()
+    for table in found.tables():
+        console.print(table)
+    found.write(output)
+    print(f"Wrote {output / 'audit.json'} and {output / 'contact_sheet.png'}.")
+    leak = found.leak()
+    if leak is not None:
+        raise UserError(
+            f"Expected no patch of train in valid or test of {root}, but found {leak}; see {output}, and do not trust "
+            f"a number measured on these splits."
+        )
+
+
+def synthesize(*, output: Path, train: int = 6000, valid: int = 1000, test: int = 1000, seed: int = 1) -> None:
+    """Write synthetic patches that look like H&E and follow PatchCamelyon's label rule, as class folders of PNG files.
+
+    Args:
+        output: Folder for the patches; it must be new or empty.
+        train: Number of patches in the train split, half of each class; at least 2.
+        valid: Number of patches in the valid split, half of each class; at least 2.
+        test: Number of patches in the test split, half of each class; at least 2.
+        seed: Seed of everything that is random, at least 0: the same seed gives the same patches.
+
+    Raises:
+        UserError: If the folder is not empty, or a number is too small.
+    """
+    from pcam.data.synthetic import write_class_folders
+
+    write_class_folders(output, {"train": train, "valid": valid, "test": test}, seed)
+    print(f"Wrote {train + valid + test:,} patches to {output}. {_how_to_train(output)}")
+
+
+def _how_to_train(root: Path, *options: str) -> str:
+    return f"Train on them with {shlex.join(['--data.root', str(root), *options])}"
+
+
+COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "download": download,
+    "verify": verify,
+    "pack": pack,
+    "audit": audit,
+    "synthesize": synthesize,
+}
+"""The functions of this module that are commands, by name."""
+
+
+@front_door
+def main(args: Arguments = None) -> None:
+    """Run one of the data commands.
+
+    Args:
+        args: The command line; None takes the process's own.
+    """
+    words = sys.argv[1:] if args is None else list(args)
+    run_subcommand("Prepare PatchCamelyon's patches, or synthetic patches like them.", COMMANDS, _with_place(words))
+
+
+def _with_place(words: Sequence[str]) -> list[str]:
+    """Turn the old spelling `download --root DIR` into `download DIR`."""
+    if list(words[:1]) != ["download"]:
+        return list(words)
+    return [word.removeprefix("--root=") for word in words if word != "--root"]
