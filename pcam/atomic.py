@@ -1,39 +1,132 @@
 """Files that are either whole or not there."""
 
+import glob
 import os
+import platform
+import re
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from pcam.errors import UserError
+from pcam.errors import REFUSALS, UserError
+
+NAME_BYTES: Final = 255
+"""Bytes that the name of a file may have, on the file systems in use."""
 
 
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
     """Lend a temporary path beside `final`, and rename it to `final` if the block ends without an exception.
 
-    A reader sees the old file or the new one, never a part of either, whenever the process is killed.
+    A reader sees the old file or the new one, never a part of either, whenever the process is killed. What is no
+    regular file, as /dev/stdout or a named pipe, is written to, and never replaced.
 
     Args:
         final: Where the file belongs; its folder is made if it does not exist.
 
     Yields:
-        A path in the same folder, for the block to write a file to.
+        A path, for the block to write a file to.
 
     Raises:
         UserError: If there is a folder in its place, or a file in the place of its folder.
     """
+    if is_stream(final):
+        with _streamed(final) as temporary:
+            yield temporary
+        return
     if final.is_dir():
         raise UserError(f"Expected to write a file {final}, but found a folder there; choose another place.")
-    folder = next(parent for parent in final.parents if parent.exists())
-    if not folder.is_dir():
-        raise UserError(f"Expected to write a file {final}, but {folder} is no folder; choose another place.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    make_folder(final.parent, f"to write a file {final}")
+    temporary = temporary_path(final)
+    clear_abandoned(final)
     try:
         yield temporary
         with temporary.open("rb+") as file:  # a rename must not reach the disk before what it names
             os.fsync(file.fileno())
         temporary.replace(final)
+    except OSError as error:
+        if error.filename is None and error.errno in REFUSALS:  # the system does not say which file a write was to
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(final: Path) -> Path:
+    """The path beside a file that its new content is written to first; its name is no longer than a name may be."""
+    return final.with_name(f"{_stem(final)}.{os.getpid()}.tmp")
+
+
+def clear_abandoned(final: Path) -> None:
+    """Remove what processes of this machine that were killed have left beside a file: temporary files without owner."""
+    stem = _stem(final)
+    for path in final.parent.glob(f"{glob.escape(stem)}.*.tmp"):
+        number = path.name.removeprefix(f"{stem}.").removesuffix(".tmp")
+        if number.isdecimal() and not _is_running(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _stem(final: Path) -> str:
+    """What the names of temporary files of a file begin with: hidden, with the machine's name as disks are shared."""
+    machine = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:24]
+    name = os.fsencode(f".{final.name}")[: NAME_BYTES - len(f".{machine}.{2**32}.tmp")]
+    return f"{name.decode(errors='ignore')}.{machine}"
+
+
+def make_folder(folder: Path, purpose: str) -> None:
+    """Make a folder, with those above it, where it does not exist.
+
+    Args:
+        folder: The folder.
+        purpose: What it is for, as a message has it after "Expected": "to write a file x".
+
+    Raises:
+        UserError: If a file is in the place of it, or of one above it.
+    """
+    there = next((parent for parent in [folder, *folder.parents] if os.path.lexists(parent)), folder)
+    if os.path.lexists(there) and not there.is_dir():
+        raise UserError(f"Expected {purpose}, but {there} is no folder; choose another place.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def expanded(path: Path | str) -> Path:
+    """Replace ~ by the user's home folder; ~name stays as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is something to write to and not to replace: a device, a pipe, or what /dev and /proc lend."""
+    if path.parts[:2] in (("/", "dev"), ("/", "proc")) and path.parts[:3] != ("/", "dev", "shm"):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+@contextmanager
+def _streamed(stream: Path) -> Iterator[Path]:
+    """Lend a temporary path elsewhere, and copy what it holds at the end into a stream."""
+    with tempfile.TemporaryDirectory(prefix="pcam-") as folder:
+        temporary = Path(folder) / "output"
+        yield temporary
+        with temporary.open("rb") as source, stream.open("wb", buffering=0) as target:
+            shutil.copyfileobj(source, target)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -3,33 +3,49 @@
 import argparse
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import isclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from pcam.atomic import atomic_path
+from pcam.atomic import atomic_path, expanded
 from pcam.data import PCamDataModule
 from pcam.data.layouts import find_layout
 from pcam.door import Arguments, Parser, program
 from pcam.errors import ConfigError, UserError
-from pcam.run_folder import RunFolder
+from pcam.resuming import check_changes, check_data
+from pcam.run_folder import RunFolder, is_folder_name
 from pcam.run_options import add_run_options
 from pcam.shipped import find_config
 from pcam.training import PatchClassifier
 from pcam.training.checkpoints import load_checkpoint
 from pcam.training.progress import ProgressBar
 from pcam.training.recording import Recording, recording, steps_callbacks
+from pcam.yaml_files import check_yaml
 
 
 class TrainingParser(Parser, LightningArgumentParser):
     """The parser of a training: Lightning's, with the front door's answers."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence; where a class is not there, with the names of those that are like it."""
+        missing = re.search(r"class_path '[^']*': module '([^']+)' has no attribute '([^']+)'", message)
+        if missing:
+            names = [name for name, value in vars(importlib.import_module(missing[1])).items() if isclass(value)]
+            near = get_close_matches(missing[2], names, n=3, cutoff=0.4)
+            similar = ", ".join(f"{missing[1]}.{name}" for name in near) or "none"
+            message = f"Expected a class of {missing[1]}, but it has no {missing[2]}; similar names: {similar}."
+        super().error(message, ex)
 
 
 class PCamCLI(LightningCLI):
@@ -43,6 +59,9 @@ class PCamCLI(LightningCLI):
 
     run: RunFolder | None = None
     """The run folder; None if nothing is recorded."""
+
+    is_new: bool = False
+    """Whether the run folder has been made for this training."""
 
     record: Recording | None = None
     """What records the run; None if nothing is recorded."""
@@ -94,19 +113,24 @@ class PCamCLI(LightningCLI):
         words = with_config_paths(args)
         if resume is not None:
             self.run = RunFolder.find(resume)
-            words = ["--config", str(self.run.config), *words]
+            check_yaml(self.run.config)
+            own = ["--config", str(self.run.config)]
+            words = [*own, *words]
         self.config = parser.parse_args(words)
         if resume is not None and len(self.config.config) > 1:
             parser.error("Expected --config or --resume, but found both; a resumed run has its own config.")
         _check_values(parser, self.config)
         _check_replaced_network(parser, self.config, args)
+        if self.run is not None:
+            recorded, given = (yaml.safe_load(parser.dump(each)) for each in (parser.parse_args(own), self.config))
+            check_changes(recorded, given, self.run)
         _make_absolute(self.config)
 
     def before_instantiate_classes(self) -> None:
         """Note what the config says before anything in it is replaced, and look whether the data are there."""
         find_layout(self.config.data.root)  # before weights are downloaded
         config = self.config.clone()
-        for key in ("config", "resume", "resume_from"):
+        for key in ("config", "resume", "resume_from", "allow_other_data"):
             config.pop(key, None)
         self._saved_config = self.parser.dump(config, skip_none=False)
         init_args = self.config.model.network.get("init_args") or {}
@@ -143,8 +167,12 @@ class PCamCLI(LightningCLI):
         self.datamodule.prepare_data()  # before there is a run folder, which nothing wrong with the data may leave
         if self.run is None:
             self.run = self._claim_run()
+            self.is_new = True
             self._write_config(self.run)
-        else:  # once training goes on: options that it cannot go on with leave the config as it is
+        else:
+            found = {split: self.datamodule.packed(split).fingerprint for split in ("train", "valid")}
+            check_data(self.run, found, allow_other=self.config.allow_other_data)
+            # once training goes on: options that it cannot go on with leave the config as it is
             keep_config = functools.partial(self._keep_config, self.run)
             callbacks = [*callbacks, LambdaCallback(on_train_start=keep_config)]
         return recording(
@@ -213,9 +241,9 @@ def with_config_paths(words: list[str]) -> list[str]:
         for number, word in enumerate(words):
             name, equals, value = word.partition("=")
             if name == "--config" and equals:
-                found.append(f"--config={find_config(value)}")
+                found.append(f"--config={_checked_config(value)}")
             elif number and words[number - 1] == "--config":
-                found.append(str(find_config(word)))
+                found.append(str(_checked_config(word)))
             else:
                 found.append(word)
     except UserError as error:
@@ -223,8 +251,17 @@ def with_config_paths(words: list[str]) -> list[str]:
     return found
 
 
+def _checked_config(name: str) -> Path:
+    path = find_config(name)
+    check_yaml(path)
+    return path
+
+
 def _check_values(parser: TrainingParser, config: Any) -> None:
     """Refuse values of the right type that training cannot go by."""
+    for part in ("model", "data", "trainer"):
+        if not isinstance(config.get(part), Namespace):
+            parser.error(f"Expected the options of {part} in the config, but found {config.get(part)}; correct it.")
     parser.refuse_null("data", PCamDataModule, config.data)
     parser.refuse_null("trainer", Trainer, config.trainer)
     for part in ("network", "optimizer", "scheduler"):
@@ -233,6 +270,14 @@ def _check_values(parser: TrainingParser, config: Any) -> None:
             module, _, name = chosen.class_path.rpartition(".")
             chosen_class = getattr(importlib.import_module(module), name)
             parser.refuse_null(f"model.{part}", chosen_class, chosen.get("init_args") or {})
+    if not is_folder_name(config.experiment):
+        parser.error(
+            f"Expected experiment to be the name of a folder below runs_dir, and no path, but found "
+            f"{config.experiment!r}; choose another name."
+        )
+    for name, fault in _NOTHING.items():
+        if config.trainer[name] is not None and config.trainer[name] == 0:
+            parser.error(f"Expected trainer.{name} above 0, but found {config.trainer[name]}: {fault}; raise it.")
     if config.trainer.accumulate_grad_batches != 1:
         parser.error(
             f"Expected trainer.accumulate_grad_batches to be 1, but found "
@@ -257,15 +302,25 @@ def _check_replaced_network(parser: TrainingParser, config: Any, words: list[str
             )
 
 
+_NOTHING: Final = {
+    "max_steps": "nothing would be trained",
+    "max_epochs": "nothing would be trained",
+    "limit_train_batches": "nothing would be trained",
+    "val_check_interval": "there would be no step before a validation",
+    "check_val_every_n_epoch": "there would be no epoch before a validation",
+    "log_every_n_steps": "there would be no step before an entry of the log",
+}
+"""Options of the trainer that cannot be 0, and why."""
+
 _WEIGHTS_OPTIONS: Final = ("--model.network.weights", "--model.network.init_args.weights")
 
 
 def _make_absolute(config: Any) -> None:
     """Make paths absolute, so that the saved config works from any folder."""
-    config.data.root = Path(config.data.root).expanduser().resolve()
+    config.data.root = expanded(config.data.root).resolve()
     if config.data.cache_dir is not None:
-        config.data.cache_dir = Path(config.data.cache_dir).expanduser().resolve()
-    config.runs_dir = Path(config.runs_dir).expanduser()
+        config.data.cache_dir = expanded(config.data.cache_dir).resolve()
+    config.runs_dir = expanded(config.runs_dir)
     init_args: Mapping[str, Any] = config.model.network.get("init_args") or {}
     weights = init_args.get("weights")
     if weights is not None and Path(weights).is_file():

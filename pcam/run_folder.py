@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
-from pcam.atomic import atomic_path
+from pcam.atomic import NAME_BYTES, atomic_path, make_folder
 from pcam.errors import UserError
 from pcam.options import CheckpointName, SplitName
 
@@ -37,7 +37,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def claim(cls, runs_dir: Path, experiment: str) -> "RunFolder":
+    def claim(cls, runs_dir: Path | str, experiment: str) -> "RunFolder":
         """Make the next free folder of an experiment; two runs that start at once get one each.
 
         Args:
@@ -47,10 +47,10 @@ class RunFolder:
         Returns:
             The new, empty run folder.
         """
-        parent = runs_dir / experiment
-        parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(runs_dir) / experiment
+        make_folder(parent, f"to make a run folder in {parent}")
         while True:
-            taken = cls.versions(runs_dir, experiment)
+            taken = cls.versions(Path(runs_dir), experiment)
             run = cls(parent / f"version_{taken[-1].number + 1 if taken else 0}")
             try:
                 run.path.mkdir()
@@ -129,26 +129,55 @@ class RunFolder:
         """
         path = self.checkpoints / f"{name}.ckpt"
         if not path.is_file():
-            why = "has written only one" if name == "previous" else "ended before its first validation"
-            raise UserError(
-                f"Expected a checkpoint {path}, but there is none: the run {why}; train it anew with scripts/train.py "
-                f"--config {self.config}."
-            )
+            last = self.checkpoints / "last.ckpt"
+            if name == "previous":
+                why, advice = "the run has written only one", "use --resume_from last"
+            elif last.is_file():
+                why, advice = "the run ended before its first validation", f"go on with pcam train --resume {self.path}"
+            else:
+                why = "the run ended before its first validation and has no other"
+                advice = f"train it again with pcam train --config {self.config}"
+            raise UserError(f"Expected a checkpoint {path}, but there is none: {why}; {advice}.")
         return path
 
     def evaluation(self, split: SplitName) -> Path:
         """The folder for what evaluating on a split gives."""
         return self.path / "evaluation" / split
 
+    def read_environment(self) -> dict[str, Any]:
+        """Read `environment.json`; empty if there is none.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        path = self.path / "environment.json"
+        if not path.exists():
+            return {}
+        try:
+            environment = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            environment = error
+        if not isinstance(environment, dict) or not isinstance(environment.get("data_fingerprints", {}), dict):
+            raise UserError(
+                f"Expected {path} as training wrote it, in JSON with the fingerprints of the data, but found something "
+                f"else; bring it back, or move it away, and the patches that the run was trained on are not known."
+            )
+        return environment
+
     def write_environment(self, device: str, fingerprints: Mapping[SplitName, str]) -> None:
         """Write `environment.json`: what the run ran on, and on which patches.
 
         Args:
             device: Name of the device that trains.
-            fingerprints: Fingerprint of each split in use.
+            fingerprints: Fingerprint of each split in use. Those that the file has already, if they are others, are
+                kept under `earlier_data_fingerprints`.
         """
         import torch
 
+        before = self.read_environment()
+        earlier = before.get("earlier_data_fingerprints", [])
+        if before.get("data_fingerprints", fingerprints) != fingerprints:
+            earlier = [*earlier, before["data_fingerprints"]]
         environment = {
             "python": platform.python_version(),
             "packages": {name: version(name) for name in _PACKAGES},
@@ -157,9 +186,16 @@ class RunFolder:
             "threads": torch.get_num_threads(),
             "git_commit": _git_commit(),
             "data_fingerprints": dict(fingerprints),
+            **({"earlier_data_fingerprints": earlier} if earlier else {}),
         }
         with atomic_path(self.path / "environment.json") as temporary:
             temporary.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be that of one folder: no path, no control characters, and no longer than a name may be."""
+    printable = not any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name)
+    return printable and bool(name.strip(". ")) and len(os.fsencode(name)) <= NAME_BYTES
 
 
 def are_seeds(runs: Sequence[RunFolder]) -> bool:

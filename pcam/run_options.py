@@ -33,7 +33,10 @@ def add_run_options(parser: TakesArguments) -> None:
         "4,294,967,295.",
     )
     parser.add_argument(
-        "--experiment", type=str, required=True, help="Name of the experiment, which is the name of its config."
+        "--experiment",
+        type=str,
+        required=True,
+        help="Name of the experiment, which is the name of its config; it names a folder.",
     )
     parser.add_argument("--monitor", type=Monitor, required=True, help="What the best checkpoint is best in.")
     parser.add_argument(
@@ -60,11 +63,19 @@ def add_run_options(parser: TakesArguments) -> None:
         "--resume",
         type=Path | None,
         default=None,
-        help="A run folder to resume, with its own config and its last checkpoint, instead of --config.",
+        help="A run folder to resume, with its own config and its last checkpoint, instead of --config. Options that "
+        "say how long training takes, what it runs on and where the data lie can be given beside it, such as "
+        "--trainer.max_steps; what cannot change within a run, such as optimizer, seed and network, is refused.",
     )
     parser.add_argument(
         "--resume_from",
         type=ResumeName,
         default="last",
         help="The checkpoint that --resume goes on from: last, or previous, the one before the last.",
+    )
+    parser.add_argument(
+        "--allow_other_data",
+        action=ActionYesNo,
+        default=False,
+        help="Let --resume go on with other patches than those that the run was trained on; both are recorded.",
     )

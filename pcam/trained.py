@@ -15,6 +15,7 @@ from rich.progress import track
 from scipy.special import expit
 from torch import Tensor, nn
 
+from pcam.atomic import expanded
 from pcam.data import PCamDataModule
 from pcam.errors import ConfigError, UserError
 from pcam.evaluation.predictions import Predictions, check_finite
@@ -112,7 +113,7 @@ class TrainedRun:
             network = built_network if network is None else network
             data = built_data if data is None else data
         if root is not None:
-            data.root = Path(root).expanduser()
+            data.root = expanded(root)
         step = load_weights(network, weights, f"the network in {folder.config}")
         network.to(_device(device)).eval()
         settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.run_folder import RunFolder, are_seeds, run_names
 from pcam.training.metrics_file import MetricsFile
@@ -108,28 +107,3 @@ def test_a_resumed_metrics_file_is_cut_at_the_checkpoint(tmp_path: Path) -> None
     metrics.finalize("success")
     expected = "step,epoch,train/loss,val/auroc\n5,0,0.30000000000000004,\n10,1,0.4,0.9\n15,1,0.6,\n"
     assert path.read_text() == expected
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail() -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text("ne")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_is_not_written_where_a_folder_is_or_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="but found a folder there; choose another place"), atomic_path(tmp_path):
-        pass
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "scores.csv", tmp_path / "file" / "deep" / "scores.csv"):
-        with pytest.raises(UserError, match=r"but .*/file is no folder; choose another place"), atomic_path(path):
-            pass
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -57,7 +57,17 @@ def fit(cli: "PCamCLI") -> None:
     _warn_of_precision(cli)
     if cli.config.compile:
         _compile(cli)
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except BaseException:
+        _remove_if_nothing_was_trained(cli)
+        raise
+
+
+def _remove_if_nothing_was_trained(cli: "PCamCLI") -> None:
+    """Remove the folder of a run that was refused before its first step: it would be in the way of the next."""
+    if cli.run is not None and cli.is_new and cli.trainer.global_step == 0 and not cli.run.checkpoints.exists():
+        shutil.rmtree(cli.run.path, ignore_errors=True)
 
 
 def _warn_of_precision(cli: "PCamCLI") -> None:

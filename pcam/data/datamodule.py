@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from platformdirs import user_cache_path
 
+from pcam.atomic import expanded
 from pcam.data.augment import Augmentation, augment
 from pcam.data.layouts import find_layout
 from pcam.data.loader import Batches, BatchLoader
@@ -72,13 +73,13 @@ class PCamDataModule(LightningDataModule):
             raise UserError(f"Expected data.stain_jitter to be at least 0 and below 1, but found {stain_jitter}.")
         if num_workers < 0:
             raise UserError(f"Expected data.num_workers to be at least 0, but found {num_workers}.")
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
         self.batch_size = batch_size
         self.augmentation: Augmentation = augmentation
         self.stain_jitter = stain_jitter
         self.stain_shifts = stain_shifts
         self.num_workers = num_workers
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else user_cache_path("pcam")
+        self.cache_dir = expanded(cache_dir) if cache_dir else user_cache_path("pcam")
         self.seed = seed
         self.deduplicate = deduplicate
         self._stores: dict[SplitName, PackedSplit] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
+from pcam.atomic import expanded
 from pcam.errors import UserError
 
 
@@ -30,7 +31,7 @@ def load_weights(part: nn.Module, network: str, weights: str, *, prefix: str = "
     if weights in known.__members__:
         state = _download(network, known[weights])
     else:
-        state = _read(Path(weights).expanduser(), list(known.__members__))
+        state = _read(expanded(weights), list(known.__members__))
     kept = {key: value for key, value in state.items() if key.startswith(prefix) and not key.startswith(tuple(without))}
     found = {key.removeprefix(prefix): value for key, value in kept.items()}
     expected = {key: value for key, value in part.state_dict().items() if not (prefix + key).startswith(tuple(without))}

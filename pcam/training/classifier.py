@@ -1,12 +1,15 @@
 """`PatchClassifier`: the LightningModule round a network."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -200,6 +203,23 @@ class PatchClassifier(LightningModule):
         """Compute logits."""
         return {"logits": self.evaluate(batch.patches), "indices": batch.indices}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step; an optimizer that cannot train this network is answered with a sentence.
+
+        Raises:
+            UserError: If the optimizer refuses what any network gives it, as one for sparse gradients does.
+        """
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except RuntimeError as error:
+            if "optim" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
+                raise
+            raise UserError(
+                f"Expected an optimizer that takes steps with the gradients of this network, but "
+                f"{type(self.optimizers()).__name__.removeprefix('Lightning')} refuses them "
+                f"({' '.join(str(error).split())}); choose another with --model.optimizer, such as torch.optim.AdamW."
+            ) from error
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and the scheduler that the config names, for the parameters that train.
 
@@ -222,5 +242,11 @@ class PatchClassifier(LightningModule):
                 f"Expected a scheduler for all {steps:,} steps of training, but found {type(scheduler).__name__} with "
                 f"total_steps {total_steps:,}; give model.scheduler.init_args.total_steps the number of "
                 f"trainer.max_steps."
+            )
+        if total_steps is not None and self.trainer.estimated_stepping_batches < total_steps:
+            rank_zero_info(
+                f"{type(scheduler).__name__} is made for {total_steps:,} steps, but training ends after "
+                f"{self.trainer.estimated_stepping_batches:,}: the learning rate will not come to its end; "
+                f"model.scheduler.init_args.total_steps sets it."
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
