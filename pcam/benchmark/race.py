@@ -154,11 +154,11 @@ def race(
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)  # by then it has reported all its turns
-            connections[name].send((contestant, device))
+            _send(connections[name], name, (contestant, device))
             _receive(connections[name], name)  # "ready": contestants prepare one after the other, undisturbed
         for number in track(range(rounds), "Measuring"):
             for name, connection in connections.items():
-                connection.send("go")
+                _send(connection, name, "go")
                 turn = _receive(connection, name)
                 assert isinstance(turn, Turn)
                 turns[name].append(turn)
@@ -167,19 +167,30 @@ def race(
     return turns
 
 
+def _send(connection: Connection, name: str, message: object) -> None:
+    try:
+        connection.send(message)
+    except OSError as error:
+        raise _killed(name) from error
+
+
 def _receive(connection: Connection, name: str) -> object:
     try:
         answer = connection.recv()
-    except EOFError as error:
-        raise UserError(
-            f"Expected the process of the contestant '{name}' to run to its end, but it was killed, perhaps for lack "
-            f"of memory; free some memory and run the benchmark again."
-        ) from error
+    except (EOFError, OSError) as error:
+        raise _killed(name) from error
     if isinstance(answer, UserError):
         raise answer
     if isinstance(answer, Exception):
         raise RuntimeError(f"{name} failed") from answer
     return answer
+
+
+def _killed(name: str) -> UserError:
+    return UserError(
+        f"Expected the process of the contestant '{name}' to run to its end, but it was killed, perhaps for lack of "
+        f"memory; free some memory and run the benchmark again."
+    )
 
 
 def take_part(connection: Connection) -> None:

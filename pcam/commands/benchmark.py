@@ -102,8 +102,7 @@ def benchmark_train(
     from pcam.benchmark.patches import open_workload
     from pcam.models.inference import bfloat16_warning
 
-    place = (data.root, data.cache_dir, "train", device)
-    with open_workload(*place, batch_size, steps, rounds, precision) as workload:
+    with open_workload(data.root, data.cache_dir, "train", device, batch_size, steps, rounds, precision) as workload:
         if precision == "bf16-mixed":
             warning = bfloat16_warning(torch.device(workload.accelerator))
             if warning is not None:

@@ -161,7 +161,7 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    words = sys.argv[1:] if args is None else list(args)
+    words = sys.argv[1:] if args is None else [str(word) for word in args]
     run_subcommand("Prepare PatchCamelyon's patches, or synthetic patches like them.", COMMANDS, _with_place(words))
 
 

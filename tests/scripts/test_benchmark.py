@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,27 @@ def test_training_is_compared_with_plain_code_and_the_ceiling(
     if sys.platform == "linux":
         assert all(row["anonymous_bytes"] > 1e8 for row in rows.values())
     assert "ceiling" in capsys.readouterr().out
+
+
+def stop(*args: object) -> None:
+    raise UserError("Stopped before the race.")
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])  # whatever the processor has
+def test_training_in_bfloat16_warns_where_it_is_slow(
+    has_bfloat16: bool, patch_root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr("pcam.benchmark.race.race", stop)
+    with pytest.raises(SystemExit, match="1"):
+        benchmark([
+            "train", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--device", "cpu",
+            "--precision", "bf16-mixed",
+        ])  # fmt: skip
+    said = capsys.readouterr()
+    assert "Stopped before the race." in said.err
+    assert ("Expected a processor with instructions for bfloat16" in said.out) == (not has_bfloat16)
 
 
 @pytest.mark.slow  # starts three processes
@@ -140,6 +162,29 @@ def fail(reason: Exception, stopwatch: Stopwatch) -> None:
 
 def end_process(stopwatch: Stopwatch) -> None:
     os._exit(9)
+
+
+def end_between_turns(stopwatch: Stopwatch) -> None:
+    stopwatch.start()
+    stopwatch.stop(1)
+    stopwatch._connection.send("ready")
+    os._exit(9)
+
+
+def take_two_turns(stopwatch: Stopwatch) -> None:
+    for _ in range(2):
+        stopwatch.start()
+        time.sleep(1)  # the other contestant ends meanwhile
+        stopwatch.stop(1)
+
+
+@pytest.mark.slow  # starts two processes
+def test_a_contestant_that_is_killed_between_its_turns_ends_the_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the processes find this module
+    with pytest.raises(UserError, match="'one' to run to its end, but it was killed"):
+        race({"one": end_between_turns, "two": take_two_turns}, 2, torch.device("cpu"), tmp_path)
 
 
 @pytest.mark.slow  # starts a process each
