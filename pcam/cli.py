@@ -39,7 +39,9 @@ class TrainingParser(Parser, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence; where a class is not there, with the names of those that are like it."""
-        missing = re.search(r"class_path '[^']*': module '([^']+)' has no attribute '([^']+)'", message)
+        missing = re.search(
+            r"class_path '[^']*': module '([^']+)' has no attribute '([^']+)'", " ".join(message.split())
+        )
         if missing:
             names = [name for name, value in vars(importlib.import_module(missing[1])).items() if isclass(value)]
             near = get_close_matches(missing[2], names, n=3, cutoff=0.4)

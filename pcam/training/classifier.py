@@ -19,7 +19,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAvera
 from pcam.errors import UserError
 from pcam.models.enlarged import enlarged_part
 from pcam.models.inference import InferenceNetwork
-from pcam.patches import Labels, Logits, PatchBatch, Patches
+from pcam.patches import PATCH_SIZE, Labels, Logits, PatchBatch, Patches
 from pcam.training.enlarged_statistics import EnlargedStatistics
 from pcam.training.mean_loss import MeanLoss
 
@@ -123,6 +123,28 @@ class PatchClassifier(LightningModule):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         there = any(isinstance(callback, EnlargedStatistics) for callback in callbacks)
         return [] if there or enlarged_part(self.network) is None else [EnlargedStatistics()]
+
+    def on_fit_start(self) -> None:
+        """Try the network on two patches, before anything is trained.
+
+        Raises:
+            UserError: If it does not take patches or does not give a logit for each.
+        """
+        patches = torch.zeros(2, 3, PATCH_SIZE, PATCH_SIZE, dtype=torch.uint8, device=self.device)
+        contract = "takes patches (uint8, shape (batch, 3, 96, 96), values 0..255) and gives logits (shape (batch,))"
+        try:
+            found = InferenceNetwork(self.network).network(patches)
+            shape = tuple(found.shape)
+        except Exception as error:  # whatever a network of the user's own raises
+            raise UserError(
+                f"Expected a network that {contract}, but {type(self.network).__name__} fails on them "
+                f"({' '.join(str(error).split())[:200]}); wrap it in one that does, as docs/extending.md shows."
+            ) from error
+        if shape != (2,) or not found.is_floating_point():
+            raise UserError(
+                f"Expected a network that {contract}, but of two patches {type(self.network).__name__} gives "
+                f"{found.dtype} of shape {shape}; wrap it in one that does, as docs/extending.md shows."
+            )
 
     @contextmanager
     def evaluating(self, precision: str = "32-true") -> Iterator[None]:
