@@ -103,7 +103,7 @@ def test_a_coarse_grid_is_laid_over_the_patch() -> None:
 
 def test_the_mean_share_leaves_out_patches_without_evidence() -> None:
     shares = np.array([0.1, 0.2, np.nan, 0.6, np.nan])
-    found = CentreShare.measure(shares, list("abcde"))
+    found = CentreShare.of(shares, list("abcde"))
     assert (found.patches, found.without_evidence, found.mean) == (5, 2, pytest.approx(0.3))
     low, high = found.interval
     assert 0.1 <= low < 0.3 < high <= 0.6
@@ -112,16 +112,16 @@ def test_the_mean_share_leaves_out_patches_without_evidence() -> None:
 def test_identical_patches_make_the_mean_no_surer() -> None:
     rng = np.random.default_rng(0)
     shares = rng.uniform(size=40)
-    once = CentreShare.measure(shares, [str(row) for row in range(40)])
+    once = CentreShare.of(shares, [str(row) for row in range(40)])
     error = shares.std() / np.sqrt(40)
     assert once.interval == pytest.approx((shares.mean() - 1.96 * error, shares.mean() + 1.96 * error), abs=0.02)
-    nine_times = CentreShare.measure(np.repeat(shares, 9), np.repeat([str(row) for row in range(40)], 9).tolist())
+    nine_times = CentreShare.of(np.repeat(shares, 9), np.repeat([str(row) for row in range(40)], 9).tolist())
     assert nine_times.interval == pytest.approx(once.interval, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_without_any_evidence_the_share_is_undefined(count: int) -> None:
-    found = CentreShare.measure(np.full(count, np.nan), ["a"] * count)
+    found = CentreShare.of(np.full(count, np.nan), ["a"] * count)
     assert (found.patches, found.without_evidence) == (count, count)
     assert np.isnan([found.mean, *found.interval]).all()
 

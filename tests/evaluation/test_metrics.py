@@ -22,8 +22,9 @@ from pcam.evaluation.metrics import (
     fit_temperature,
     measure,
 )
-from pcam.evaluation.predictions import Predictions, SymmetryAverage, average_scores
+from pcam.evaluation.predictions import Predictions, average_scores
 from pcam.evaluation.statistics import resample_units
+from pcam.models.symmetry import SymmetryAverage
 
 
 def predictions(logits, labels, groups=None) -> Predictions:
@@ -168,7 +169,7 @@ def test_a_calibrated_score_shows_the_simulated_error() -> None:
     logits = rng.normal(0, 2, 1000)
     groups = [str(index) for index in range(1000)]
     splits = [(rng.random(1000) < expit(logits)).astype(np.float64) for _ in range(200)]
-    found = Calibration.measure(splits[0], logits, groups)
+    found = Calibration.of(splits[0], logits, groups)
     errors = [
         binary_calibration_error(torch.from_numpy(expit(logits)), torch.from_numpy(split).long(), 15).item()
         for split in splits
