@@ -1,6 +1,7 @@
 """Sheets of patches: with their labels and scores, and beside the evidence that a network finds in them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,11 @@ from pcam.evaluation.explain import Attributions, centre_share
 from pcam.patches import CENTRE_START, CENTRE_STOP, CLASS_NAMES, PATCH_SIZE, Labels, PatchArray, Patches
 
 PIXELS_PER_INCH: Final = 71
-"""The scale of a sheet: a patch is 1.35 inches wide, so that text of 7 points can be read beside it."""
+"""The scale of a sheet: a patch is 1.35 inches wide, which leaves room for 25 characters of text above it."""
+
+TEXT_SIZE: Final = 7
+TITLE_SIZE: Final = 8
+"""The sizes of the text above a patch and above all patches, in points."""
 
 LINE_HEIGHT: Final = 11
 """The height of a line of text, in pixels of a patch."""
@@ -143,16 +148,18 @@ class _Sheet:
         self._figure = Figure(figsize=(shape[1] / PIXELS_PER_INCH, shape[0] / PIXELS_PER_INCH))
         self._axes: Axes = self._figure.add_axes((0, 0, 1, 1))
         self._axes.set_axis_off()
+        self._text = partial(self._axes.text, parse_math=False)  # a "$" in a file's name is no formula
         for number, line in enumerate(title.split("\n")):
-            self._text(self._gap // 2, LINE_HEIGHT * (number + 1), line, ha="left", fontsize=8)
+            self._text(self._gap // 2, LINE_HEIGHT * (number + 1), line, ha="left", fontsize=TITLE_SIZE)
 
     def add(self, index: int, pictures: Sequence[PatchArray | np.ndarray], text: Sequence[str], wrong: bool) -> None:
         """Place a patch: its pictures side by side, each with the square of the centre, and its text above."""
         top = self._head + index // self._columns * (PATCH_SIZE + self._heading) + self._heading
         left = index % self._columns * self._width + self._gap // 2
         middle = left + len(pictures) * PATCH_SIZE / 2
+        color = "red" if wrong else "black"
         for number, line in enumerate(reversed(text)):
-            self._text(middle, top - 3 - number * LINE_HEIGHT, line, color="red" if wrong else "black", ha="center")
+            self._text(middle, top - 3 - number * LINE_HEIGHT, line, color=color, ha="center", fontsize=TEXT_SIZE)
         for number, picture in enumerate(pictures):
             start = left + number * PATCH_SIZE
             self._page[top : top + PATCH_SIZE, start : start + PATCH_SIZE] = picture
@@ -166,14 +173,10 @@ class _Sheet:
         bottom, width = self._head - 6, colours.shape[1]
         start = self._gap // 2 + PATCH_SIZE
         self._page[bottom - LINE_HEIGHT + 2 : bottom + 1, start : start + width] = colours
-        self._text(start - 4, bottom - 1, "against tumour", ha="right", fontsize=8)
-        self._text(start + width + 4, bottom - 1, "for tumour", ha="left", fontsize=8)
+        self._text(start - 4, bottom - 1, "against tumour", ha="right", fontsize=TITLE_SIZE)
+        self._text(start + width + 4, bottom - 1, "for tumour", ha="left", fontsize=TITLE_SIZE)
 
     def figure(self) -> Figure:
         """Return the drawn sheet."""
         self._axes.imshow(self._page)
         return self._figure
-
-    def _text(self, x: float, y: float, text: str, ha: str, fontsize: float = 7, color: str = "black") -> None:
-        # A "$" in a file's name is no formula.
-        self._axes.text(x, y, text, ha=ha, fontsize=fontsize, color=color, parse_math=False)

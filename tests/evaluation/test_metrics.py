@@ -12,16 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error
 
-from pcam.evaluation.metrics import (
-    ROC_GRID,
-    Calibration,
-    Choices,
-    Cuts,
-    calibration_slope,
-    cross_entropy,
-    fit_temperature,
-    measure,
-)
+from pcam.evaluation.calibration import Calibration, calibration_slope, fit_temperature
+from pcam.evaluation.measurement import Choices, measure, resampled_auroc
+from pcam.evaluation.metrics import ROC_GRID, Cuts, cross_entropy
 from pcam.evaluation.predictions import Predictions, average_scores
 from pcam.evaluation.statistics import resample_units
 from pcam.models.symmetry import SymmetryAverage
@@ -101,6 +94,11 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     low, high = found.roc_band
     assert (low <= high).all()
     assert (low[0], high[-1]) == (pytest.approx(0, abs=0.2), 1)
+
+
+def test_the_resampled_auroc_is_that_of_the_measurement() -> None:
+    made = random_predictions(200)
+    assert np.array_equal(resampled_auroc(made), measure(made, Choices.on(made)).resampled_auroc)
 
 
 def test_large_logits_keep_their_order() -> None:
