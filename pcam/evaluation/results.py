@@ -199,7 +199,8 @@ def _figures(system: System, split: SplitName, choices: Choices, measurement: Me
             labels[worst],
             ids=[predictions.ids[row] for row in worst],
             title=f"{system.name} on {split}: the normal patches with the highest scores, then the tumour patches with "
-            f"the lowest.\nAbove each patch: the end of its id in predictions.csv, its label and its score.",
+            f"the lowest.\nAbove each patch: the end of its id in predictions.csv, its label and its score (red if "
+            f"wrong at a threshold of 0.5).",
         ),
     }
 

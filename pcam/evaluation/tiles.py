@@ -52,7 +52,7 @@ a scan."""
 PICTURE_SIZE: Final = 2000
 """The number of pixels, at most, of the longer side of the image in the picture of a score map."""
 
-UNSCORED_COLOR: Final = "#c9a0c0"
+UNSCORED_COLOR: Final = "#f4a582"
 """The colour of squares without a score in the picture: one that the scores' colours do not have."""
 
 Strip = UInt8[np.ndarray, "32 width 3"]
@@ -274,9 +274,13 @@ def overlay_figure(image: LargeImage, scores: ScoreMap) -> Figure:
     figure.colorbar(drawn, ax=right, label="score", aspect=min(max(20, 20 * height / width), 60))
     left.set_title(shortened(image.path.name, 60), parse_math=False)
     right.set_title(f"Score of tumour in each square of {1000 * cell:.0f} um")
-    without = Patch(facecolor=UNSCORED_COLOR, alpha=0.6, edgecolor="black", label="no score: background without tissue")
-    border = Patch(facecolor="none", edgecolor="none", label="or the border, one square wide, which no window is about")
-    figure.legend(handles=[without, border], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    without = Patch(
+        facecolor=UNSCORED_COLOR,
+        alpha=0.6,
+        edgecolor="black",
+        label="no score: background without tissue, or the border of one square, which is in the centre of no window",
+    )
+    figure.legend(handles=[without], loc="outside lower center", fontsize=9, frameon=False)
     left.set(xlim=(0, width), ylim=(height, 0), xlabel="mm", ylabel="mm")
     right.set_xlabel("mm")
     return figure
