@@ -1,83 +1,145 @@
-"""Where in a patch a network looks: HiResCAM, how much of it lies in the centre, and a sheet of overlays."""
+"""Where in a patch a network finds evidence: HiResCAM, and how much of it lies in the centre."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float32
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
-from pcam.evaluation.statistics import Interval, interval, resample_units
+from pcam.evaluation.statistics import Interval, independent_units, interval, resample_units
 from pcam.extras import import_extra
-from pcam.patches import CENTRE_START, CENTRE_STOP, PATCH_SIZE, Logits, PatchArray, Patches
+from pcam.models.symmetry import logits_of_mean_score
+from pcam.patches import CENTRE_START, CENTRE_STOP, CLASS_NAMES, PATCH_SIZE, Logits, PatchArray, Patches
 
 CHANCE: Final = ((CENTRE_STOP - CENTRE_START) / PATCH_SIZE) ** 2
-"""The centre's share of the area: 1/9."""
+"""The chance level of the centre share: the centre is 1/9 of the area."""
+
+BATCH_SIZE: Final = 128
+"""The number of patches that are explained at once."""
 
 Attributions = Float32[Tensor, "batch rows columns"]
-"""Evidence for tumour, or below 0 against it, in each square of a grid that is laid over a patch."""
+"""The evidence for tumour (above 0) or against it (below 0) in each square of a grid over a patch."""
+
+Explain = Callable[[PatchArray], tuple[Attributions, Logits]]
+"""A function from patches to their attributions and logits, both on the CPU."""
+
+
+@runtime_checkable
+class ConvolutionalNetwork(Protocol):
+    """A network that can be explained. Any network with this attribute is one.
+
+    Attributes:
+        features: The part that computes the convolutional features, shape (batch, channels, rows, columns). It is
+            called once when the network classifies, with patches that it has not seen before.
+    """
+
+    features: nn.Module
 
 
 def explain(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]:
-    """Compute HiResCAM of the last convolutional features for the logit: features times gradients, over all channels.
+    """Compute HiResCAM of the convolutional features for the logit: features times gradients, summed over channels.
 
-    With both signs: a network may know tumour by the want of what is normal, and then all its evidence in the centre is
-    evidence against.
+    The map keeps both signs. A network may recognise tumour by the absence of normal tissue, and then all its evidence
+    in the centre is evidence against tumour.
 
-    Where a network also sees patches enlarged, the map is of the features of the patches as they are.
+    If a network also evaluates patches enlarged, the map is of the features of the patches in their own size.
 
-    Grad-CAM averages the gradients over places first. Before a global average pool, as in MobileNetV2, they are the
-    same at all places, and so are both maps; before dense layers, as in the baseline CNN, the average says nothing of
-    any place.
+    Grad-CAM averages the gradients over all places first. Before a global average pool, as in MobileNetV2, they are
+    the same at all places, so that both methods give the same map. Before dense layers, as in the baseline CNN, an
+    average of gradients says nothing about any place.
 
     Args:
-        network: In evaluation mode, with a part named `features`.
+        network: In evaluation mode; a `ConvolutionalNetwork`.
         patches: Shape (batch, 3, 96, 96), values 0..255.
 
     Returns:
         The attributions, on the grid of the features (3x3 for MobileNetV2, 6x6 for the baseline CNN), and the logits.
 
     Raises:
-        UserError: If the network has no such part, as transformers.
+        UserError: If the network has no part with convolutional features, as transformers.
 
     Source: Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
     networks", section 3; Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based
     localization", section 3.
     """
     attr = import_extra("captum.attr", "explain")
-    features = getattr(network, "features", None)
-    if features is None:
+    if not isinstance(network, ConvolutionalNetwork) or not isinstance(network.features, nn.Module):
         raise UserError(
-            f"Expected a network with a part that computes convolutional features, but {type(network).__name__} has "
-            f"none that is known; explain one of another architecture."
+            f"Expected a network whose attribute features is the part that computes its convolutional features, but "
+            f"{type(network).__name__} has none; explain another network, or name that part of yours features."
         )
     logits: list[Tensor] = []
+    shapes: list[tuple[int, ...]] = []
 
     def forward(patches: Tensor) -> Tensor:
         logits.append(network(patches))
         return logits[-1]
 
-    products: Tensor = attr.LayerGradientXActivation(forward, features).attribute(patches.float())
-    return products.detach().sum(dim=1), logits[-1].detach()
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
+
+    with network.features.register_forward_hook(note), torch.no_grad():
+        network(patches[:1].float())
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        found = f"a result of shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} calls of it"
+        raise UserError(
+            f"Expected the part features of {type(network).__name__} to give features of shape (batch, channels, rows, "
+            f"columns), once for each patch, but found {found}; name the last convolutional part of the network "
+            f"features."
+        )
+    products: Tensor = attr.LayerGradientXActivation(forward, network.features).attribute(patches.float())
+    return products.detach().sum(dim=1).float(), logits[-1].detach()
+
+
+def explain_mean_score(network: nn.Module, patches: Patches) -> tuple[Attributions, Logits]:
+    """Compute HiResCAM for the logit of the mean score over the eight symmetries (test-time augmentation).
+
+    The features of each view are multiplied by the gradient of that logit, as in `explain`. The map of each view is
+    then turned back to how the patch lies, and the maps are summed.
+
+    Args:
+        network: As for `explain`.
+        patches: As for `explain`.
+
+    Returns:
+        The attributions, as those of `explain`, and the logits of the mean scores.
+
+    Raises:
+        UserError: As `explain`.
+    """
+    maps, logits = [], []
+    for transposed in (False, True):
+        for turns in range(4):
+            view = patches.transpose(2, 3) if transposed else patches
+            turned, of_view = explain(network, torch.rot90(view, turns, (2, 3)))
+            upright = torch.rot90(turned, -turns, (1, 2))
+            maps.append(upright.transpose(1, 2) if transposed else upright)
+            logits.append(of_view.float())
+    views = torch.stack(logits).requires_grad_()
+    with torch.enable_grad():
+        mean = logits_of_mean_score(views)
+        (slopes,) = torch.autograd.grad(mean.sum(), views)  # how the mean's logit depends on the logit of each view
+    return (slopes[:, :, None, None] * torch.stack(maps)).sum(dim=0), mean.detach()
 
 
 def centre_share(attributions: Attributions) -> Float32[Tensor, " batch"]:
-    """How much of the attribution lies in the centre 32x32, which is all that the label is about.
+    """Compute the share of the attribution that lies in the centre 32x32 pixels, which alone decide the label.
 
-    Evidence for and against counts alike; each square's is spread evenly over its pixels.
+    Evidence for and against tumour counts alike, and that of each square of the grid is spread evenly over its pixels.
 
     Args:
-        attributions: Of patches.
+        attributions: The attribution of each patch.
 
     Returns:
-        Shape (batch,), 0..1; NaN where there is no evidence anywhere.
+        Shape (batch,), 0..1; NaN for a patch without evidence anywhere.
     """
     pixels = interpolate(attributions.abs().unsqueeze(1), size=(PATCH_SIZE, PATCH_SIZE), mode="nearest-exact").squeeze(
         1
@@ -91,10 +153,10 @@ class CentreShare:
     """The centre's share of the attribution, over patches of one class.
 
     Args:
-        patches: Of this class.
-        without_evidence: How many of them have no evidence anywhere, and so no share.
-        mean: Mean share of the others, 0..1; NaN if there are none.
-        interval: Its 95 % interval, from resampling slides, or groups of identical patches.
+        patches: The number of patches of this class.
+        without_evidence: The number of patches without evidence anywhere, which have no share.
+        mean: The mean share of the others, 0..1; NaN if there are none.
+        interval: Its 95 % interval, from resampling slides or groups of identical patches.
     """
 
     patches: int
@@ -103,15 +165,15 @@ class CentreShare:
     interval: Interval
 
     @classmethod
-    def measure(cls, shares: NDArray[np.float64], units: Sequence[str]) -> "CentreShare":
-        """Average.
+    def of(cls, shares: NDArray[np.float64], units: Sequence[str]) -> "CentreShare":
+        """Average the shares of patches, with an interval.
 
         Args:
-            shares: Of each patch of one class; NaN without evidence.
+            shares: The share of each patch of one class; NaN for a patch without evidence.
             units: The unit of each patch, as `independent_units` names it.
 
         Returns:
-            The mean and how sure it is.
+            The mean and its interval.
         """
         defined = ~np.isnan(shares)
         if not defined.any():
@@ -123,49 +185,24 @@ class CentreShare:
         return cls(len(shares), len(shares) - len(values), float(values.mean()), interval(np.concatenate(resampled)))
 
 
-def overlay_sheet(
-    patches: PatchArray,
-    attributions: Attributions,
-    scores: NDArray[np.float64],
-    labels: Sequence[int | None],
-    columns: int = 4,
-) -> Figure:
-    """Draw patches, each beside itself in grey under its attribution; the square is the centre.
+def centre_shares(store: PackedSplit, explain_patches: Explain, description: str) -> dict[str, CentreShare]:
+    """Compute the centre share over all patches of a split.
 
     Args:
-        patches: Shape (count, 96, 96, 3).
-        attributions: Of the patches. Red is for tumour, blue against; each map has its own scale.
-        scores: Of the patches.
-        labels: Of the patches; None if not known.
-        columns: Patches a row.
+        store: The packed store of the split.
+        explain_patches: The function that explains patches.
+        description: What the progress bar says.
 
     Returns:
-        A page; the text above patches that a threshold of 0.5 gets wrong is red.
+        The centre share of each class, by its name.
     """
-    rows, gap, heading = -(-len(patches) // columns), 8, 14  # of pixels between patches, and above each for its text
-    height, width = PATCH_SIZE + heading, 2 * PATCH_SIZE + gap
-    page = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
-    figure = Figure(figsize=(2.8 * columns, 2.8 * columns * page.shape[0] / page.shape[1]))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    smooth = interpolate(attributions.cpu().unsqueeze(1), size=(PATCH_SIZE, PATCH_SIZE), mode="bilinear").squeeze(1)
-    peaks = smooth.abs().amax(dim=(1, 2), keepdim=True)
-    heat = 255 * colormaps["RdBu_r"]((0.5 + 0.5 * smooth / peaks.clamp(min=1e-12)).numpy())[..., :3]
-    # Grey: the stain's purple and pink would mix with the map's colours. Grey alone where nothing is to be shown.
-    opacity = 0.5 * (peaks > 0).numpy()[..., None]
-    blended = ((1 - opacity) * patches.mean(axis=3, keepdims=True) + opacity * heat).astype(np.uint8)
-    shares = centre_share(attributions).tolist()
-    for index, (score, label, share) in enumerate(zip(scores.tolist(), labels, shares, strict=True)):
-        top, left = index // columns * height + heading, index % columns * width + gap // 2
-        page[top : top + PATCH_SIZE, left : left + 2 * PATCH_SIZE] = np.hstack([patches[index], blended[index]])
-        words = [] if label is None else [f"label {label}"]
-        words += [f"score {score:.2f}", "no evidence" if np.isnan(share) else f"{share:.0%} in centre"]
-        color = "black" if label is None or (score > 0.5) == bool(label) else "red"
-        axes.text(left + PATCH_SIZE, top - 3, ", ".join(words), ha="center", fontsize=8, color=color)
-        for start in (left, left + PATCH_SIZE):
-            corner = (start + CENTRE_START - 0.5, top + CENTRE_START - 0.5)  # the edge of a pixel, not its middle
-            size = CENTRE_STOP - CENTRE_START
-            for edge, line_width in (("white", 2), ("black", 0.8)):  # can be seen on any stain
-                axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=edge, linewidth=line_width))
-    axes.imshow(page)
-    return figure
+    rows = np.arange(len(store))
+    batches = track(np.split(rows, rows[BATCH_SIZE::BATCH_SIZE]), description)
+    shares = np.concatenate(
+        [centre_share(explain_patches(store.patches[batch])[0]).double().numpy() for batch in batches]
+    )
+    units = np.array(independent_units(store.pixel_hashes(), store.slides()))
+    return {
+        name: CentreShare.of(shares[store.labels == label], units[store.labels == label].tolist())
+        for label, name in enumerate(CLASS_NAMES)
+    }

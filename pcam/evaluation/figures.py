@@ -1,4 +1,4 @@
-"""The figures, as matplotlib figures that belong to no window and so need no closing."""
+"""The curves, histograms and matrices of an evaluation, as matplotlib figures that need no closing."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,7 +6,6 @@ from typing import Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
@@ -17,10 +16,12 @@ from torchmetrics.functional.classification import (
     binary_roc,
 )
 
-from pcam.evaluation.metrics import ROC_GRID, Calibration, Choices, Measurement
+from pcam.evaluation.calibration import Calibration
+from pcam.evaluation.measurement import Choices, Measurement
+from pcam.evaluation.metrics import ROC_GRID
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.statistics import Interval
-from pcam.patches import CENTRE_START, CENTRE_STOP, CLASS_NAMES, PATCH_SIZE, Labels, Patches
+from pcam.patches import CLASS_NAMES, Labels
 
 POINT_NAMES: Final = {
     "0.5": "score 0.5",
@@ -28,7 +29,7 @@ POINT_NAMES: Final = {
     "sensitivity_95": "95 % sensitivity on valid",
     "specificity_95": "95 % specificity on valid",
 }
-"""What figures and tables call the operating points."""
+"""The names of the operating points in figures and tables."""
 
 POINT_MARKERS: Final = dict(zip(POINT_NAMES, "osv^", strict=True))
 CLASS_COLORS: Final = ("tab:blue", "tab:red")
@@ -40,7 +41,8 @@ def roc_figure(scores: Tensor, labels: Labels, measurement: Measurement | None =
     Args:
         scores: Shape (patches,), probabilities of label 1.
         labels: Shape (patches,).
-        measurement: Of these scores; adds the bootstrap's band, the operating points and the interval of the AUROC.
+        measurement: The metrics of these scores; adds the bootstrap's band, the operating points and the interval of
+            the AUROC to the figure.
 
     Returns:
         The curve, the chance line, and the AUROC in the title; no curve if there is only one class.
@@ -66,10 +68,10 @@ def roc_comparison_figure(systems: Mapping[str, tuple[Predictions, Measurement]]
     """Draw the ROC curves of several classifiers of the same patches, both classes present.
 
     Args:
-        systems: Predictions and their measurement, by name.
+        systems: The predictions of each classifier and their metrics, by its name.
 
     Returns:
-        The curves; the legend has the AUROCs with their 95 % intervals, best first.
+        The curves; the legend lists the AUROCs with their 95 % intervals, the best first.
     """
     figure, axes = _square()
     ordered = sorted(systems.items(), key=lambda system: -system[1][1].metrics["auroc"].value)
@@ -84,7 +86,7 @@ def roc_comparison_figure(systems: Mapping[str, tuple[Predictions, Measurement]]
 
 
 def interval_words(interval: Interval) -> str:
-    """An interval in words, as "0.912 to 0.934"."""
+    """Write an interval in words, as "0.912 to 0.934"."""
     return f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
@@ -116,13 +118,13 @@ def precision_recall_figure(scores: Tensor, labels: Labels) -> Figure:
 
 
 def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Draw the share of tumour against the score, and how many patches have it.
+    """Draw the share of tumour against the score (a reliability diagram), and how many patches have each score.
 
     Args:
-        calibrations: By name, as "as trained".
+        calibrations: Each calibration under its title, such as "as trained".
 
     Returns:
-        A panel each. The bars are where a perfectly calibrated score lies in 95 % of simulated splits.
+        A panel for each calibration. The bars are where a perfectly calibrated score lies in 95 % of simulated splits.
     """
     figure = Figure(figsize=(5.2 * len(calibrations), 6.2), layout="constrained")
     panels = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, sharey="row", height_ratios=[4, 1])
@@ -160,14 +162,14 @@ def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
 
 
 def score_histogram_figure(predictions: Predictions, choices: Choices) -> Figure:
-    """Draw how many patches of each class have which score.
+    """Draw the distribution of the scores of each class.
 
     Args:
-        predictions: Of a split.
-        choices: Thresholds, drawn as lines.
+        predictions: The predictions of a split.
+        choices: The thresholds, which are drawn as lines.
 
     Returns:
-        Two histograms on a logarithmic axis, where a few confident mistakes among thousands of patches can be seen.
+        Two histograms on a logarithmic axis, on which a few confident mistakes among thousands of patches are visible.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -188,10 +190,10 @@ def confusion_figure(confusions: Mapping[str, NDArray[np.float64]]) -> Figure:
     """Draw confusion matrices.
 
     Args:
-        confusions: By operating point, patches by label (rows) and decision (columns), shape (2, 2).
+        confusions: The number of patches by label (rows) and decision (columns), for each operating point.
 
     Returns:
-        A panel each, with counts and their share of the label.
+        A panel for each operating point, with the counts and their shares of the patches of the label.
     """
     figure = Figure(figsize=(3.1 * len(confusions), 3.4), layout="constrained")
     for axes, (point, confusion) in zip(
@@ -209,40 +211,6 @@ def confusion_figure(confusions: Mapping[str, NDArray[np.float64]]) -> Figure:
         axes.set_xticklabels(CLASS_NAMES)
         axes.set_yticklabels(CLASS_NAMES, rotation=90, va="center")
     figure.axes[0].set_ylabel("label")
-    return figure
-
-
-def patch_grid(patches: Patches, scores: Tensor, labels: Labels, columns: int = 8) -> Figure:
-    """Draw patches with their labels and scores; the square is the centre that the label is about.
-
-    Args:
-        patches: Shape (count, 3, 96, 96), uint8.
-        scores: Shape (count,), probabilities of label 1.
-        labels: Shape (count,).
-        columns: Patches a row.
-
-    Returns:
-        A page; the text above patches that a threshold of 0.5 gets wrong is red.
-    """
-    rows, gap, heading = -(-len(patches) // columns), 4, 14  # of pixels between patches, and above each for its text
-    height, width = PATCH_SIZE + heading, PATCH_SIZE + gap
-    # One image in one pair of axes: a pair for each patch takes most of a second to draw.
-    page = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
-    figure = Figure(figsize=(1.4 * columns, 1.4 * columns * page.shape[0] / page.shape[1]))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    for index, (patch, score, label) in enumerate(zip(patches.cpu(), scores.tolist(), labels.tolist(), strict=True)):
-        top, left = index // columns * height + heading, index % columns * width + gap // 2
-        page[top : top + PATCH_SIZE, left : left + PATCH_SIZE] = patch.permute(1, 2, 0).numpy()
-        color = "red" if (score > 0.5) != bool(label) else "black"
-        place = (left + PATCH_SIZE / 2, top - 3)
-        axes.text(*place, f"label {label}, score {score:.2f}", ha="center", fontsize=8, color=color)
-        corner = (left + CENTRE_START - 0.5, top + CENTRE_START - 0.5)  # the edge of a pixel, not its middle
-        size = CENTRE_STOP - CENTRE_START
-        # Black within white can be seen on any stain.
-        for edge, line_width in (("white", 2), ("black", 0.8)):
-            axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=edge, linewidth=line_width))
-    axes.imshow(page)
     return figure
 
 

@@ -1,7 +1,7 @@
-"""A larger image, scored on a grid of windows: which are tissue, their score map, and a picture of it.
+"""A larger image, scored on a grid of windows: which windows are tissue, their score map, and a picture of it.
 
-The squares of 32x32 pixels that the label rule is about lie side by side, so each has one window, 96x96 pixels, that
-has it in its centre, and the map has one pixel a square.
+The image is divided into squares of 32x32 pixels. Each square is the centre of one window of 96x96 pixels, which is
+what the label of a patch is about, so the map has one pixel for each square.
 """
 
 from collections import deque
@@ -13,52 +13,60 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import uniform_filter
 from scipy.special import expit
 
+from pcam.atomic import atomic_path
 from pcam.errors import UserError
+from pcam.evaluation.patch_scores import Classify, progress_bar
+from pcam.evaluation.sheets import shortened
 from pcam.extras import import_extra
 from pcam.patches import CENTRE_START, CENTRE_STOP, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
 
 CELL_SIZE: Final = CENTRE_STOP - CENTRE_START
-"""Pixels from window to window: the side of the square in a window's centre, a third of the window's."""
+"""The distance between two windows in pixels: the side of a square, a third of the side of a window."""
 
 MINIMUM_SATURATION: Final = 0.07
-"""Largest saturation in a window, 0..1, below which it is background.
+"""A window is background if its largest saturation, 0..1, is below this.
 
 Source: PatchCamelyon's README, "Patch selection": "slides are converted to HSV, blurred, and patches filtered out if
 maximum pixel saturation lies below 0.07 (which was validated to not throw out tumor data in the training set)".
 """
 
 BLUR_SIZE: Final = 5
-"""Side in pixels of the mean filter that blurs the saturation; the source does not say how it blurred.
+"""The side in pixels of the mean filter that blurs the saturation; the source does not say how it blurred.
 
-Of 10,000 real patches this finds 21 to be background, all normal; the palest patch with tumour has 0.28.
+With it, 21 of 10,000 real patches are background, all of them normal; the palest patch with tumour has a saturation of
+0.28.
 """
 
 COARSEST: Final = 10.0
-"""Micrometres per pixel above which a file's resolution is a screen's or a printer's (72 dpi are 353), not a scan's."""
+"""If a file says more micrometres per pixel, this is the resolution of a screen or printer (72 dpi are 353 um), not of
+a scan."""
 
 PICTURE_SIZE: Final = 2000
-"""Pixels of the longer side of the image in the picture of a score map, at most."""
+"""The number of pixels, at most, of the longer side of the image in the picture of a score map."""
 
-Classify = Callable[[PatchArray], NDArray[np.float32]]
-"""From patches to their logits."""
+UNSCORED_COLOR: Final = "#f4a582"
+"""The colour of squares without a score in the picture: one that the scores' colours do not have."""
 
 Strip = UInt8[np.ndarray, "32 width 3"]
 ScoreMap = Float32[np.ndarray, "rows columns"]
-"""Score of each square of 32x32 pixels, 0..1; NaN is background, or the border."""
+"""The score of each square of 32x32 pixels, 0..1; NaN for background and for the border."""
 
 
 @dataclass(frozen=True)
 class LargeImage:
-    """An image at 0.972 um per pixel, read a strip at a time.
+    """An image at 0.972 um per pixel, which is read strip by strip.
 
     Args:
         path: The file.
-        pixels: The image, not yet decoded.
+        pixels: The image as a `pyvips.Image`, which decodes it when it is read.
     """
 
     path: Path
@@ -67,16 +75,16 @@ class LargeImage:
 
     @property
     def rows(self) -> int:
-        """Whole squares in the height."""
+        """The number of whole squares in the height."""
         return int(self.pixels.height) // CELL_SIZE
 
     @property
     def columns(self) -> int:
-        """Whole squares in the width."""
+        """The number of whole squares in the width."""
         return int(self.pixels.width) // CELL_SIZE
 
     def strips(self) -> Iterator[Strip]:
-        """Decode the rows of squares from top to bottom; once, since a file is read forward only.
+        """Decode the rows of squares from top to bottom. This works once, because a file is read forwards only.
 
         Yields:
             Shape (32, 32 columns, 3), values 0..255.
@@ -95,7 +103,7 @@ class LargeImage:
 
 
 def open_image(path: Path, mpp: float | None) -> LargeImage:
-    """Open an image and bring it to 0.972 um per pixel.
+    """Open an image and resize it to 0.972 um per pixel.
 
     Args:
         path: A PNG, TIFF or JPEG file in 8-bit RGB.
@@ -105,7 +113,7 @@ def open_image(path: Path, mpp: float | None) -> LargeImage:
         The image.
 
     Raises:
-        UserError: If it cannot be read, says no resolution, or is smaller than a window.
+        UserError: If it cannot be read, does not say its resolution, or is smaller than a window.
     """
     pyvips = import_extra("pyvips", "tile")
     if not path.is_file():
@@ -148,10 +156,10 @@ def score_map(strips: Iterable[Strip], classify: Classify, batch_size: int) -> S
     Args:
         strips: The image's rows of squares, from top to bottom, at least three.
         classify: From patches to logits.
-        batch_size: Windows that are classified at once; in memory are these and three strips.
+        batch_size: The number of windows that are classified at once; these and three strips are in memory.
 
     Returns:
-        The map. The border is NaN.
+        The map. Its border is NaN, because no window has it in its centre.
     """
     lines: list[NDArray[np.float32]] = []
     windows = _tissue(strips, lines)
@@ -163,7 +171,7 @@ def score_map(strips: Iterable[Strip], classify: Classify, batch_size: int) -> S
 
 
 def _tissue(strips: Iterable[Strip], lines: list[NDArray[np.float32]]) -> Iterator[tuple[int, int, PatchArray]]:
-    """The windows that are not background, with the row and column of the square in their centre.
+    """Find the windows that are not background, with the row and column of the square in their centre.
 
     Appends an empty line to the map for each strip that it reads.
     """
@@ -183,7 +191,7 @@ def _tissue(strips: Iterable[Strip], lines: list[NDArray[np.float32]]) -> Iterat
 
 
 def largest_saturation(pixels: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, " columns"]:
-    """The largest blurred saturation, 0..1, in each column of squares."""
+    """Compute the largest blurred saturation, 0..1, in each column of squares."""
     value = pixels.max(axis=2).astype(np.float32)
     chroma = value - pixels.min(axis=2)
     saturation = np.divide(chroma, value, out=np.zeros_like(value), where=value > 0)
@@ -192,18 +200,59 @@ def largest_saturation(pixels: UInt8[np.ndarray, "height width 3"]) -> Float32[n
     return largest
 
 
+def write_score_map(
+    load: Callable[[], Classify], path: Path, output: Path, mpp: float | None, batch_size: int
+) -> tuple[int, Path]:
+    """Score an image, and write its score map and a picture of it.
+
+    Args:
+        load: Makes the function that classifies; called once it is clear that the image can be opened.
+        path: The image.
+        output: The score map, a float TIFF (.tif or .tiff); the picture lies beside it, with the ending .png.
+        mpp: The image's micrometres per pixel; None takes the file's own resolution.
+        batch_size: The number of windows that are classified at once.
+
+    Returns:
+        The number of windows that were scored, and the picture.
+
+    Raises:
+        UserError: If the image cannot be read, or the output is no TIFF or would replace the image.
+    """
+    if output.suffix.lower() not in (".tif", ".tiff"):
+        raise UserError(
+            f"Expected --output to be a TIFF file (.tif or .tiff) with --tile, but found {output}; rename it."
+        )
+    picture = output.with_suffix(".png")
+    if path.resolve() in (output.resolve(), picture.resolve()):
+        raise UserError(
+            f"Expected --output to leave the image alone, but {output} and its picture {picture} would replace {path}; "
+            f"rename it."
+        )
+    image = open_image(path, mpp)
+    classify = load()
+    with atomic_path(output) as map_path, atomic_path(picture) as picture_path:
+        with progress_bar() as progress:
+            scores = score_map(progress.track(image.strips(), image.rows, description="Scoring"), classify, batch_size)
+        per_centimetre = 1e4 / (CELL_SIZE * MICROMETRES_PER_PIXEL)
+        Image.fromarray(scores).save(
+            map_path, format="TIFF", resolution_unit=3, x_resolution=per_centimetre, y_resolution=per_centimetre
+        )
+        overlay_figure(image, scores).savefig(picture_path, format="png", dpi=150, bbox_inches="tight")
+    return int(np.count_nonzero(~np.isnan(scores))), picture
+
+
 def overlay_figure(image: LargeImage, scores: ScoreMap) -> Figure:
-    """Draw an image, and its score map over it.
+    """Draw an image, and beside it the score map over the image in grey.
 
     Args:
         image: The image.
-        scores: Its map.
+        scores: Its score map.
 
     Returns:
-        Two panels in millimetres, and a colour bar.
+        Two panels in millimetres, a colour bar, and a legend of what has no score.
     """
     pyvips = import_extra("pyvips", "tile")
-    # Not turned as a camera's mark in the file says: the map is not either.
+    # The orientation that a camera notes in the file is ignored, as in the map.
     thumbnail = pyvips.Image.thumbnail(
         str(image.path), PICTURE_SIZE, height=PICTURE_SIZE, size="down", no_rotate=True
     ).numpy()
@@ -211,14 +260,27 @@ def overlay_figure(image: LargeImage, scores: ScoreMap) -> Figure:
     width, height = image.pixels.width * millimetres, image.pixels.height * millimetres
     cell = CELL_SIZE * millimetres
     # No higher than matplotlib can draw, however narrow the image.
-    figure = Figure(figsize=(12, min(1 + 5.3 * height / width, 60)), layout="compressed")
+    figure = Figure(figsize=(12, min(2 + 5.3 * height / width, 60)), layout="compressed")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     left.imshow(thumbnail, extent=(0, width, height, 0))
     # Grey: the stain's purple and pink would mix with the map's colours.
     right.imshow(thumbnail.mean(axis=2), extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=255)
     extent = (0, scores.shape[1] * cell, scores.shape[0] * cell, 0)
     drawn = right.imshow(scores, extent=extent, cmap="viridis", vmin=0, vmax=1, alpha=0.6, interpolation="nearest")
+    right.set_facecolor(UNSCORED_COLOR)
+    unscored = np.ma.masked_where(~np.isnan(scores), np.ones(scores.shape))
+    flat = ListedColormap([UNSCORED_COLOR])
+    right.imshow(unscored, extent=extent, cmap=flat, vmin=0, vmax=1, alpha=0.6, interpolation="nearest")
     figure.colorbar(drawn, ax=right, label="score", aspect=min(max(20, 20 * height / width), 60))
+    left.set_title(shortened(image.path.name, 60), parse_math=False)
+    right.set_title(f"Score of tumour in each square of {1000 * cell:.0f} um")
+    without = Patch(
+        facecolor=UNSCORED_COLOR,
+        alpha=0.6,
+        edgecolor="black",
+        label="no score: background without tissue, or the border of one square, which is in the centre of no window",
+    )
+    figure.legend(handles=[without], loc="outside lower center", fontsize=9, frameon=False)
     left.set(xlim=(0, width), ylim=(height, 0), xlabel="mm", ylabel="mm")
     right.set_xlabel("mm")
     return figure

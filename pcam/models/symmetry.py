@@ -1,7 +1,8 @@
 """Test-time augmentation: a patch classified in all eight symmetries of the square."""
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pcam.patches import Logits, Patches
@@ -32,5 +33,16 @@ class SymmetryAverage(nn.Module):
             Shape (batch,).
         """
         views = [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.transpose(2, 3)) for turns in range(4)]
-        logits = torch.stack([self.network(view).float() for view in views])
-        return logsigmoid(logits).logsumexp(dim=0) - logsigmoid(-logits).logsumexp(dim=0)
+        return logits_of_mean_score(torch.stack([self.network(view).float() for view in views]))
+
+
+def logits_of_mean_score(logits: Float[Tensor, "views batch"]) -> Logits:
+    """Average scores, and give the logits of the means.
+
+    Args:
+        logits: The logits of each view of each patch.
+
+    Returns:
+        Shape (batch,). Computed from log-probabilities: the score of a logit above 17 is 1 in float32.
+    """
+    return logsigmoid(logits).logsumexp(dim=0) - logsigmoid(-logits).logsumexp(dim=0)

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import CatMetric
 
-from pcam.evaluation.figures import patch_grid, precision_recall_figure, roc_figure
+from pcam.evaluation.figures import precision_recall_figure, roc_figure
+from pcam.evaluation.sheets import patch_grid
 from pcam.patches import PatchBatch
 from pcam.training.batch_norm_readings import BatchNormReadings
 from pcam.training.classifier import StepOutput

@@ -1,15 +1,14 @@
-"""HiResCAM against its definition, on networks whose attention is known, and how it is drawn and measured."""
+"""HiResCAM against its definition, on networks whose attention is known, and how it is measured."""
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcam.errors import UserError
-from pcam.evaluation.explain import CHANCE, CentreShare, centre_share, explain, overlay_sheet
+from pcam.evaluation.explain import CHANCE, CentreShare, centre_share, explain, explain_mean_score
 from pcam.models import BaselineCNN, MobileNetV2
+from pcam.models.symmetry import SymmetryAverage
 
 
 class Spotlight(nn.Module):
@@ -45,10 +44,6 @@ def lit(rows: slice, columns: slice) -> Tensor:
 
 def noise(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def pages(patches: Tensor) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(patches.permute(0, 2, 3, 1).numpy())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +98,7 @@ def test_a_coarse_grid_is_laid_over_the_patch() -> None:
 
 def test_the_mean_share_leaves_out_patches_without_evidence() -> None:
     shares = np.array([0.1, 0.2, np.nan, 0.6, np.nan])
-    found = CentreShare.measure(shares, list("abcde"))
+    found = CentreShare.of(shares, list("abcde"))
     assert (found.patches, found.without_evidence, found.mean) == (5, 2, pytest.approx(0.3))
     low, high = found.interval
     assert 0.1 <= low < 0.3 < high <= 0.6
@@ -112,59 +107,70 @@ def test_the_mean_share_leaves_out_patches_without_evidence() -> None:
 def test_identical_patches_make_the_mean_no_surer() -> None:
     rng = np.random.default_rng(0)
     shares = rng.uniform(size=40)
-    once = CentreShare.measure(shares, [str(row) for row in range(40)])
+    once = CentreShare.of(shares, [str(row) for row in range(40)])
     error = shares.std() / np.sqrt(40)
     assert once.interval == pytest.approx((shares.mean() - 1.96 * error, shares.mean() + 1.96 * error), abs=0.02)
-    nine_times = CentreShare.measure(np.repeat(shares, 9), np.repeat([str(row) for row in range(40)], 9).tolist())
+    nine_times = CentreShare.of(np.repeat(shares, 9), np.repeat([str(row) for row in range(40)], 9).tolist())
     assert nine_times.interval == pytest.approx(once.interval, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_without_any_evidence_the_share_is_undefined(count: int) -> None:
-    found = CentreShare.measure(np.full(count, np.nan), ["a"] * count)
+    found = CentreShare.of(np.full(count, np.nan), ["a"] * count)
     assert (found.patches, found.without_evidence) == (count, count)
     assert np.isnan([found.mean, *found.interval]).all()
 
 
-def test_a_sheet_shows_each_patch_beside_its_overlay_with_label_score_and_share() -> None:
-    patches = noise(5)
-    patches[:, :, :, :48] = 255
-    attributions = torch.zeros(5, 6, 6)
-    attributions[:4, 2:4, 2:4] = 1
-    attributions[1] *= -1
-    figure = overlay_sheet(
-        pages(patches), attributions, np.array([0.9, 0.2, 0.7, 0.51, 0.1]), [1, 1, 0, None, 0], columns=2
-    )
-    (axes,) = figure.axes
-    words = [text.get_text() for text in axes.texts]
-    assert words == [
-        "label 1, score 0.90, 100% in centre",
-        "label 1, score 0.20, 100% in centre",
-        "label 0, score 0.70, 100% in centre",
-        "score 0.51, 100% in centre",
-        "label 0, score 0.10, no evidence",
-    ]
-    wrong = [to_rgb(text.get_color()) == to_rgb("red") for text in axes.texts]
-    assert wrong == [False, True, True, False, False]  # what a threshold of 0.5 gets wrong
-    page = axes.images[0].get_array()
-    assert page.shape == (3 * 110, 2 * 200, 3)  # three rows of two
-    assert np.array_equal(page[14 : 14 + 96, 4 : 4 + 96], pages(patches)[0])
-    assert np.array_equal(page[110 + 14 : 110 + 110, 204 : 204 + 96], pages(patches)[3])
-    overlays = {0: page[14:110, 100:196], 1: page[14:110, 300:396], 4: page[234:330, 100:196]}
-    red, _, blue = np.moveaxis(overlays[0].astype(int), 2, 0)
-    assert red[48, 48] > blue[48, 48] + 20  # for tumour, where the network looks
-    red, _, blue = np.moveaxis(overlays[1].astype(int), 2, 0)
-    assert blue[48, 48] > red[48, 48] + 20  # against it
-    assert np.ptp(overlays[0][5, 5]) < 5  # no colour where there is no evidence
-    assert np.ptp(overlays[4], axis=2).max() == 0  # grey alone
+def test_the_symmetries_see_all_of_the_patch_and_their_maps_lie_as_the_patch_does() -> None:
+    squares = lit(slice(0, 1), slice(1, 2))  # one square that is its own image in none of the symmetries but one
+    patches = torch.full((1, 3, 96, 96), 255, dtype=torch.uint8)
+    patches[:, :, :16, 16:32] = 0  # dark in this square alone
+    attributions, _ = explain_mean_score(Spotlight(squares), patches)
+    assert attributions.nonzero().tolist() == [[0, 0, 1]]
+    upright, _ = explain(Spotlight(squares), patches)
+    assert 0 < attributions[0, 0, 1] < upright[0, 0, 1]
 
 
-def test_each_patch_has_a_square_round_its_centre_on_both_pictures() -> None:
-    figure = overlay_sheet(pages(noise(1)), torch.ones(1, 3, 3), np.array([0.5]), [None])
-    corners = {(square.get_x(), square.get_y(), square.get_width()) for square in figure.axes[0].patches}
-    assert corners == {(4 + 31.5, 14 + 31.5, 32), (100 + 31.5, 14 + 31.5, 32)}
+def test_the_mean_score_is_explained_by_the_gradient_of_its_logit() -> None:
+    torch.manual_seed(0)
+    network = BaselineCNN(dropout=0.5).eval()
+    nn.init.normal_(network.head[-1].weight)
+    patches = noise(3)
+    found, logits = explain_mean_score(network, patches)
+    assert logits.numpy() == pytest.approx(SymmetryAverage(network)(patches).detach().numpy(), abs=1e-5)
+    seen: list[Tensor] = []
+    with network.features.register_forward_hook(lambda module, inputs, output: seen.append(output)):
+        gradients = torch.autograd.grad(SymmetryAverage(network)(patches).sum(), seen)
+    products = [(features * gradient).sum(dim=1) for features, gradient in zip(seen, gradients, strict=True)]
+    # The views of SymmetryAverage: four turns of the patch, then four of the transposed patch.
+    upright = [torch.rot90(products[turns], -turns, (1, 2)) for turns in range(4)]
+    upright += [torch.rot90(products[4 + turns], -turns, (1, 2)).transpose(1, 2) for turns in range(4)]
+    assert found.numpy() == pytest.approx(torch.stack(upright).sum(dim=0).detach().numpy(), rel=1e-4, abs=1e-6)
+    assert found.abs().max() > 1e-3
 
 
-def test_a_network_without_convolutional_features_is_refused() -> None:
-    with pytest.raises(UserError, match="but Linear has none that is known"):
-        explain(nn.Linear(3, 1), torch.zeros(1, 3, 96, 96))
+class Unusual(nn.Module):
+    """A network whose part `features` is not what is explained."""
+
+    def __init__(self, features: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.features = features
+        self.calls = calls
+
+    def forward(self, patches: Tensor) -> Tensor:
+        results = [self.features(patches).flatten(1).sum(dim=1) for _ in range(self.calls)]
+        return torch.stack([patches.flatten(1).sum(dim=1), *results]).sum(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (nn.Linear(3, 1), "attribute features is the part that computes its convolutional .* but Linear has none"),
+        (Unusual(nn.Flatten(), 1), r"the part features of Unusual to give .* found a result of shape \(1, 27648\)"),
+        (Unusual(nn.Conv2d(3, 1, 3), 0), "once for each patch, but found 0 calls of it; name the last convolutional"),
+        (Unusual(nn.Conv2d(3, 1, 3), 2), "once for each patch, but found 2 calls of it; name the last convolutional"),
+    ],
+)
+def test_a_network_without_convolutional_features_is_refused(network: nn.Module, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        explain(network, torch.zeros(1, 3, 96, 96))

@@ -1,4 +1,4 @@
-"""A classifier as a file: it answers as the checkpoint does, whatever the layout and the number of patches."""
+"""A classifier as a file: it answers as the checkpoint does, whatever the axis order and the number of patches."""
 
 from pathlib import Path
 from typing import get_args
@@ -50,7 +50,7 @@ NETWORKS = {"baseline": baseline, "mobilenet": mobilenet}
 @pytest.fixture(
     scope="module",
     params=[
-        *(("baseline", layout) for layout in get_args(AxisOrder)),
+        *(("baseline", axis_order) for axis_order in get_args(AxisOrder)),
         pytest.param(("mobilenet", "NHWC"), marks=pytest.mark.slow),
     ],
     ids="-".join,
@@ -58,19 +58,19 @@ NETWORKS = {"baseline": baseline, "mobilenet": mobilenet}
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[nn.Module, AxisOrder, Path]:
-    name, layout = request.param
+    name, axis_order = request.param
     network, path = NETWORKS[name](), tmp_path_factory.mktemp("export") / "model.onnx"
-    write_onnx(network, layout, path)
-    return network, layout, path
+    write_onnx(network, axis_order, path)
+    return network, axis_order, path
 
 
 def test_onnx_answers_any_number_of_patches_as_pytorch_does(exported: tuple[nn.Module, AxisOrder, Path]) -> None:
-    network, layout, path = exported
+    network, axis_order, path = exported
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, 2, 7):
         patches = patches_of(count, seed=count)
         channels_first = np.ascontiguousarray(patches.transpose(0, 3, 1, 2))
-        scores, logits = session.run(None, {"patches": patches if layout == "NHWC" else channels_first})
+        scores, logits = session.run(None, {"patches": patches if axis_order == "NHWC" else channels_first})
         with torch.inference_mode():
             expected = network(torch.from_numpy(channels_first))
         assert logits == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)  # float32 through 53 layers
@@ -79,11 +79,11 @@ def test_onnx_answers_any_number_of_patches_as_pytorch_does(exported: tuple[nn.M
 
 
 def test_onnx_takes_bytes_and_is_one_file(exported: tuple[nn.Module, AxisOrder, Path]) -> None:
-    _, layout, path = exported
+    _, axis_order, path = exported
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     batch, *shape = given.shape
-    assert (given.name, given.type, tuple(shape)) == ("patches", "tensor(uint8)", INPUT_SHAPES[layout])
+    assert (given.name, given.type, tuple(shape)) == ("patches", "tensor(uint8)", INPUT_SHAPES[axis_order])
     assert isinstance(batch, str)  # a name, not a number: any
     assert [(output.name, output.type, output.shape) for output in session.get_outputs()] == [
         ("scores", "tensor(float)", [batch]),

@@ -7,14 +7,13 @@ from scipy.special import expit
 
 from pcam.evaluation.figures import (
     confusion_figure,
-    patch_grid,
     precision_recall_figure,
     reliability_figure,
     roc_comparison_figure,
     roc_figure,
     score_histogram_figure,
 )
-from pcam.evaluation.metrics import Choices, measure
+from pcam.evaluation.measurement import Choices, measure
 from tests.evaluation.test_metrics import random_predictions
 
 SCORES = torch.tensor([0.1, 0.4, 0.35, 0.8])
@@ -97,20 +96,3 @@ def test_the_confusion_matrix_has_counts_and_shares_of_the_label() -> None:
     figure = confusion_figure({"0.5": np.array([[8.0, 2.0], [1.0, 3.0]]), "youden": np.zeros((2, 2))})
     assert [axes.get_title() for axes in figure.axes] == ["score 0.5", "best Youden on valid"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["8\n80.0%", "2\n20.0%", "1\n25.0%", "3\n75.0%"]
-
-
-def test_the_grid_marks_what_is_wrong() -> None:
-    patches = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 96, 96)
-    (axes,) = patch_grid(patches, SCORES, LABELS, columns=3).axes
-    titles = [(text.get_text(), text.get_color()) for text in axes.texts]
-    assert titles == [
-        ("label 0, score 0.10", "black"),
-        ("label 0, score 0.40", "black"),
-        ("label 1, score 0.35", "red"),
-        ("label 1, score 0.80", "black"),
-    ]
-    (page,) = axes.images
-    corners = [square.get_xy() for square in axes.patches[::2]]  # where each one's centre starts
-    shown = [page.get_array()[int(row + 0.5), int(column + 0.5)].tolist() for column, row in corners]
-    assert shown == [[value] * 3 for value in range(4)]
-    assert (np.asarray(page.get_array()) < 4).all(axis=2).sum() == 4 * 96 * 96

@@ -12,18 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error
 
-from pcam.evaluation.metrics import (
-    ROC_GRID,
-    Calibration,
-    Choices,
-    Cuts,
-    calibration_slope,
-    cross_entropy,
-    fit_temperature,
-    measure,
-)
-from pcam.evaluation.predictions import Predictions, SymmetryAverage, average_scores
+from pcam.evaluation.calibration import Calibration, calibration_slope, fit_temperature
+from pcam.evaluation.measurement import Choices, measure, resampled_auroc
+from pcam.evaluation.metrics import ROC_GRID, Cuts, cross_entropy
+from pcam.evaluation.predictions import Predictions, average_scores
 from pcam.evaluation.statistics import resample_units
+from pcam.models.symmetry import SymmetryAverage
 
 
 def predictions(logits, labels, groups=None) -> Predictions:
@@ -102,6 +96,11 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     assert (low[0], high[-1]) == (pytest.approx(0, abs=0.2), 1)
 
 
+def test_the_resampled_auroc_is_that_of_the_measurement() -> None:
+    made = random_predictions(200)
+    assert np.array_equal(resampled_auroc(made), measure(made, Choices.on(made)).resampled_auroc)
+
+
 def test_large_logits_keep_their_order() -> None:
     """In float32 the scores of the first would all be 1, in float64 those of the second."""
     assert metrics_of(predictions([20, 21, 22, 23], [0, 0, 1, 1]))["auroc"] == 1.0
@@ -168,7 +167,7 @@ def test_a_calibrated_score_shows_the_simulated_error() -> None:
     logits = rng.normal(0, 2, 1000)
     groups = [str(index) for index in range(1000)]
     splits = [(rng.random(1000) < expit(logits)).astype(np.float64) for _ in range(200)]
-    found = Calibration.measure(splits[0], logits, groups)
+    found = Calibration.of(splits[0], logits, groups)
     errors = [
         binary_calibration_error(torch.from_numpy(expit(logits)), torch.from_numpy(split).long(), 15).item()
         for split in splits

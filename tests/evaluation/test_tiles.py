@@ -96,12 +96,22 @@ def test_memory_does_not_grow_with_the_height() -> None:
     assert np.count_nonzero(~np.isnan(scores)) == 298 * 18
 
 
-def test_the_picture_has_the_image_the_map_and_a_colour_bar(tmp_path: Path) -> None:
+def test_the_picture_has_the_image_the_map_a_colour_bar_and_says_what_has_no_score(tmp_path: Path) -> None:
     image = open_image(save(noise(5, 6), tmp_path / "image.png"), None)
-    figure = overlay_figure(image, np.linspace(0, 1, 30, dtype=np.float32).reshape(5, 6))
+    scores = np.linspace(0, 1, 30, dtype=np.float32).reshape(5, 6)
+    scores[0, 1] = np.nan
+    figure = overlay_figure(image, scores)
     left, right, bar = figure.axes
     assert left.images[0].get_array().shape == (160, 192, 3)
-    assert len(right.images) == 2
+    grey, scored, unscored = (shown.get_array() for shown in right.images)
+    assert grey.shape == (160, 192)
+    assert np.argwhere(~np.ma.getmaskarray(unscored)).tolist() == [[0, 1]]
+    assert np.argwhere(np.ma.getmaskarray(scored) | np.isnan(np.ma.getdata(scored))).tolist() == [[0, 1]]
+    (legend,) = figure.legends
+    assert (
+        legend.get_texts()[0].get_text().startswith("no score: background without tissue, or the border of one square")
+    )
+    assert (left.get_title(), right.get_title()) == ("image.png", "Score of tumour in each square of 31 um")
     assert right.get_xlim() == pytest.approx((0, 0.972 * 192 / 1000))
     assert bar.get_ylabel() == "score"
 

@@ -1,4 +1,4 @@
-"""`scripts/evaluate.py` through its front door: what it writes, what it compares, what it refuses."""
+"""The command evaluate through its front door: what it writes, what it compares, what it refuses."""
 
 import json
 import shutil
@@ -12,19 +12,18 @@ import torch
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pcam.cli import load_run
+from pcam.commands.evaluate import evaluate as evaluate_runs
+from pcam.commands.evaluate import main as evaluate
+from pcam.commands.train import main as train
 from pcam.data import PCamDataModule
-from pcam.evaluation import report
 from pcam.evaluation.predictions import Predictions
+from pcam.evaluation.results import worst_patches
 from pcam.evaluation.statistics import delong_test
-from pcam.run_folder import RunFolder
-from tests.conftest import COUNTS, REPOSITORY, load_script, write_patches
+from pcam.models import inference
+from pcam.trained import TrainedRun
+from tests.conftest import COUNTS, REPOSITORY, write_patches
 from tests.data.forms import noise, slides_of, write_official_with_meta
 from tests.scripts.test_front_door import sentence
-
-train = load_script("train").main
-script = load_script("evaluate")
-evaluate = script.main
 
 FIGURES = {"roc", "precision_recall", "reliability", "score_histogram", "confusion", "worst_patches"}
 
@@ -137,12 +136,12 @@ def test_tta_averages_the_scores_of_the_eight_symmetries(run: Path) -> None:
     evaluate([str(run), "--tta"])
     assert not (run / "evaluation" / "valid").exists()
     found = predictions_of(run / "evaluation" / "valid_tta").set_index("id")["score"]
-    cli = load_run(RunFolder(run), "best")
-    store = cli.datamodule.packed("valid")
+    trained = TrainedRun.load(run)
+    store = trained.data.packed("valid")
     patches = store[np.arange(len(store))].patches
     views = [view.flip(dims) for view in (patches, patches.transpose(2, 3)) for dims in ((), (2,), (3,), (2, 3))]
     with torch.no_grad():
-        scores = torch.stack([cli.model.eval()(view).sigmoid() for view in views]).mean(dim=0)
+        scores = torch.stack([trained.network(view).sigmoid() for view in views]).mean(dim=0)
     assert found[store.ids()].to_numpy() == pytest.approx(scores.numpy(), abs=1e-6)
 
 
@@ -181,14 +180,14 @@ def test_several_runs_are_compared_and_averaged(runs: list[Path], capsys: pytest
 def test_re_estimated_batch_norm_is_measured_beside_the_run(mobilenet_run: Path) -> None:
     checkpoint = (mobilenet_run / "checkpoints" / "best.ckpt").read_bytes()
     evaluate([str(mobilenet_run), "--reestimate_bn"])
-    cli = load_run(RunFolder(mobilenet_run), "best")
-    alone = pd.Series(cli.predict("valid").logits, cli.datamodule.packed("valid").ids())
-    as_trained, anew = (
+    alone = TrainedRun.load(mobilenet_run).predict("valid")
+    alone_logits = pd.Series(alone.logits, alone.ids)
+    as_trained, reestimated = (
         predictions_of(mobilenet_run / "evaluation" / folder).set_index("id")["logit"]
         for folder in ("valid", "valid_bn")
     )
-    assert as_trained.to_numpy(np.float32).tolist() == alone[as_trained.index].tolist()
-    assert np.abs(anew - as_trained).min() > 1e-4
+    assert as_trained.to_numpy(np.float32).tolist() == alone_logits[as_trained.index].tolist()
+    assert np.abs(reestimated - as_trained).min() > 1e-4
     assert (mobilenet_run / "checkpoints" / "best.ckpt").read_bytes() == checkpoint
     record = json.loads((mobilenet_run / "evaluation" / "valid_comparison" / "comparison.json").read_text())
     name = "random_dropout/version_0"
@@ -224,7 +223,7 @@ def test_the_worst_mistakes_are_the_surest_of_each_class_and_no_patch_twice() ->
         logits=np.array(logits, dtype=np.float32),
         groups=list("pqprstu"),
     )
-    assert report._worst(made).tolist() == [0, 1, 3, 5, 6, 4]
+    assert worst_patches(made).tolist() == [0, 1, 3, 5, 6, 4]
 
 
 def test_an_ensemble_of_one_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,3 +254,35 @@ def test_a_network_without_batch_norm_has_none_to_re_estimate(run: Path, capsys:
     assert "BaselineCNN has none; leave out what asks for other statistics" in sentence(
         capsys, evaluate, [str(run), "--reestimate_bn"], 1
     )
+
+
+def test_the_sizes_that_patches_are_evaluated_at_can_be_chosen(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = short_run("random_dropout", patch_root, cache_dir, tmp_path, "--model.network.enlarged_sizes", "[128]")
+    evaluate([str(run)])
+    evaluate([str(run), "--enlarged_sizes", "[]"])
+    own_size = TrainedRun.load(run, enlarged_sizes=[]).predict("valid")
+    both, alone = (predictions_of(run / "evaluation" / name) for name in ("valid", "valid_at_96"))
+    assert alone.set_index("id").loc[own_size.ids, "logit"].tolist() == own_size.logits.tolist()
+    assert np.abs(alone["logit"] - both["logit"]).max() > 1e-6
+    assert "random_dropout/version_0, at 96 pixels (step 2)" in capsys.readouterr().out
+    said = sentence(capsys, evaluate, [str(run), "--enlarged_sizes", "[160]"], 1)
+    assert "that the run has batch-norm statistics for ([128]), but found [160]" in said
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_processor_that_is_slow_in_bfloat16_is_said(
+    fast: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference, "has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(inference, "_cpu_kernel", lambda: None)  # whatever this processor has
+    evaluate([str(run), "--precision", "bf16-mixed"])
+    assert ("Expected a processor with instructions for bfloat16" in capsys.readouterr().err) is not fast
+    assert record_of(run / "evaluation" / "valid_bf16")["classifier"] == "cnn/version_0, bf16"
+
+
+def test_a_notebook_calls_the_function(run: Path) -> None:
+    folders = evaluate_runs([run], "test", tta=True)
+    assert folders == [run / "evaluation" / "valid_tta", run / "evaluation" / "test_tta"]
+    assert all((folder / "metrics.json").is_file() for folder in folders)

@@ -1,4 +1,4 @@
-"""`scripts/explain.py` through its front door: the measure over a split, the sheets, what it refuses."""
+"""The command explain through its front door: what it measures over a split, the sheets, what it refuses."""
 
 import json
 import shutil
@@ -11,16 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pcam.cli import load_run
-from pcam.evaluation.explain import centre_share, explain
+from pcam.commands.explain import main
+from pcam.evaluation import sheets
+from pcam.evaluation.explain import centre_share, explain, explain_mean_score
 from pcam.evaluation.figures import interval_words
-from pcam.run_folder import RunFolder
-from tests.conftest import COUNTS, load_script, write_patches
+from pcam.trained import TrainedRun
+from tests.conftest import COUNTS, write_patches
 from tests.scripts.test_evaluate import short_run
 from tests.scripts.test_front_door import sentence
-
-script = load_script("explain")
-main = script.main
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +57,15 @@ def change(run: Path, changes: dict[str, Callable[[Tensor], Tensor]]) -> None:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What is drawn in sheets: patches, attributions, scores, labels."""
+    """What is drawn in sheets: patches, attributions, scores, labels, ids, title."""
     calls = []
 
     def spy(*arguments):
         calls.append(arguments)
         return overlay_sheet(*arguments)
 
-    overlay_sheet = script.overlay_sheet
-    monkeypatch.setattr(script, "overlay_sheet", spy)
+    overlay_sheet = sheets.overlay_sheet
+    monkeypatch.setattr(sheets, "overlay_sheet", spy)
     return calls
 
 
@@ -79,14 +77,14 @@ def record_of(run: Path, split: str = "valid") -> dict:
 def test_the_measure_is_that_of_every_patch_of_the_split(
     split: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "BATCH_SIZE", 4)  # several batches, the last one smaller
+    monkeypatch.setattr("pcam.evaluation.explain.BATCH_SIZE", 4)  # several batches, the last one smaller
     main([str(run), "--split", split])
     assert {path.name for path in (run / "evaluation" / split).iterdir()} == {"explanation.json", "explanation.png"}
     assert [path.name for path in (run / "evaluation").iterdir()] == [split]
     record = record_of(run, split)
-    cli = load_run(RunFolder(run), "best")
-    store = cli.datamodule.packed(split)
-    attributions, _ = explain(cli.model.network.eval(), store[np.arange(len(store))].patches)
+    trained = TrainedRun.load(run)
+    store = trained.data.packed(split)
+    attributions, _ = explain(trained.network, store[np.arange(len(store))].patches)
     shares = centre_share(attributions).numpy()
     assert (record["split"], record["checkpoint"], record["step"]) == (split, "best", 2)
     assert record["data_fingerprint"] == store.fingerprint
@@ -101,10 +99,12 @@ def test_the_measure_is_that_of_every_patch_of_the_split(
 
 def test_a_sheet_has_as_many_of_each_class_with_their_labels_and_scores(run: Path, drawn: list[tuple]) -> None:
     main([str(run), "--shown", "6"])
-    ((patches, _, scores, labels),) = drawn
+    ((patches, _, scores, labels, ids, title),) = drawn
     assert labels == [1, 1, 1, 0, 0, 0]
     assert [patch[32:64, 32:64].mean() < 120 for patch in patches] == [True] * 3 + [False] * 3  # class 1 is darker
-    network = load_run(RunFolder(run), "best").model.eval()
+    assert [patch_id.split("/")[:2] for patch_id in ids] == [["valid", "1"]] * 3 + [["valid", "0"]] * 3
+    assert title == "Evidence for and against tumour: cnn/version_0 on valid"
+    network = TrainedRun.load(run).network
     with torch.inference_mode():
         expected = network(torch.from_numpy(patches).permute(0, 3, 1, 2)).sigmoid()
     assert scores == pytest.approx(expected.numpy(), abs=1e-6)
@@ -163,7 +163,8 @@ def test_any_patches_can_be_drawn(
     shutil.copy(files[1], files[0])
     main([str(run), "--input", *map(str, files), "--output", str(output)])
     normal, tumour = COUNTS["test"]
-    assert [labels for *_, labels in drawn] == [[1] * 4, [0] * normal + [1] * tumour, [None, 0]]
+    assert [call[3] for call in drawn] == [[1] * 4, [0] * normal + [1] * tumour, [None, 0]]
+    assert [call[4] for call in drawn][2] == [str(file) for file in files]
     said = capsys.readouterr().out
     assert f"4 of {tumour} patches explained: {output}" in said
     assert not (run / "evaluation").exists()
@@ -186,3 +187,18 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_written(
     assert f"Expected finite logits from {run}, but 25 of 25 are not" in sentence(capsys, main, [str(run)], 1)
     assert [path.name for path in folder.iterdir()] == ["large.png"]
     assert not (run / "evaluation").exists()
+
+
+def test_the_mean_score_over_the_symmetries_can_be_explained(run: Path, drawn: list[tuple]) -> None:
+    main([str(run), "--tta", "--shown", "4"])
+    ((patches, attributions, scores, _, _, title),) = drawn
+    assert title.endswith("cnn/version_0 on valid, tta")
+    trained = TrainedRun.load(run)
+    tensor = torch.from_numpy(patches).permute(0, 3, 1, 2)
+    assert scores == pytest.approx(trained.scores(patches, tta=True), abs=1e-6)
+    assert torch.equal(attributions, explain_mean_score(trained.network, tensor)[0])
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["valid_tta"]
+    store = trained.data.packed("valid")
+    shares = centre_share(explain_mean_score(trained.network, store[np.arange(len(store))].patches)[0])
+    record = json.loads((run / "evaluation" / "valid_tta" / "explanation.json").read_text())
+    assert record["centre_share"]["tumour"]["mean"] == pytest.approx(shares[store.labels == 1].mean(), abs=1e-6)

@@ -1,4 +1,4 @@
-"""`scripts/export.py` through its front door: the file, its card, and the proof that comes before both."""
+"""The command export through its front door: the file, its card, and the check that comes before both."""
 
 import hashlib
 import json
@@ -14,15 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 import pcam.models
-from pcam.cli import load_run
-from pcam.run_folder import RunFolder
-from tests.conftest import COUNTS, load_script, write_patches
+from pcam.commands.evaluate import main as evaluate
+from pcam.commands.export import main as export
+from pcam.trained import TrainedRun
+from tests.conftest import COUNTS, write_patches
 from tests.scripts.test_evaluate import short_run
 from tests.scripts.test_front_door import sentence
-
-script = load_script("export")
-export = script.main
-evaluate = load_script("evaluate").main
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def names(folder: Path) -> set[str]:
 def test_the_file_gives_the_scores_of_evaluating(evaluated: Path) -> None:
     assert names(evaluated / "export") == {"model.onnx", "model.onnx.json", "model.onnx.md"}
     table = pd.read_csv(evaluated / "evaluation" / "valid" / "predictions.csv").set_index("id")
-    store = load_run(RunFolder(evaluated), "best").datamodule.packed("valid")
+    store = TrainedRun.load(evaluated).data.packed("valid")
     session = onnxruntime.InferenceSession(evaluated / "export" / "model.onnx", providers=["CPUExecutionProvider"])
     scores, logits = session.run(None, {"patches": store.patches[:]})
     assert scores == pytest.approx(table.loc[store.ids(), "score"].to_numpy(), abs=1e-6)
@@ -131,17 +128,17 @@ def test_weights_alone_load_into_the_network_that_the_page_names(run: Path, monk
     assert card["input"]["shape"] == ["any", 3, 96, 96]
     assert card["versions"].keys() == {"torch", "safetensors"}
     assert card["parity"]["largest_difference"] == 0
-    cli = load_run(RunFolder(run), "best")
-    expected = cli.model.network.state_dict()
+    trained = TrainedRun.load(run)
+    expected = trained.network.state_dict()
     weights = load_file(run / "export" / "model.safetensors")
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
     monkeypatch.chdir(run / "export")
     example = Path("model.safetensors.md").read_text().split("```python\n")[1].split("```")[0]
-    patches = cli.datamodule.packed("valid")[np.arange(5)].patches
+    patches = trained.data.packed("valid")[np.arange(5)].patches
     found = {"pcam": pcam, "safetensors": safetensors, "patches": patches}
     exec(example, found)
-    assert torch.equal(found["scores"], cli.model.network.eval()(patches).sigmoid())
+    assert torch.equal(found["scores"], trained.network(patches).sigmoid())
 
 
 def test_a_card_has_no_choices_that_are_of_other_weights_or_patches(run: Path, evaluated: Path, tmp_path: Path) -> None:
@@ -162,9 +159,10 @@ def test_a_card_has_no_choices_that_are_of_other_weights_or_patches(run: Path, e
     assert card["parity"]["data_fingerprint"] != card["data_fingerprints"]["valid"]
 
 
-def test_channels_may_come_first_and_the_file_lie_elsewhere(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--axis_order", "--layout"])
+def test_channels_may_come_first_and_the_file_lie_elsewhere(option: str, run: Path, tmp_path: Path) -> None:
     output = tmp_path / "made" / "lymph.onnx"
-    export([str(run), "--layout", "NCHW", "--output", str(output)])
+    export([str(run), option, "NCHW", "--output", str(output)])
     assert names(output.parent) == {"lymph.onnx", "lymph.onnx.json", "lymph.onnx.md"}
     (given,) = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"]).get_inputs()
     assert given.shape[1:] == [3, 96, 96]
@@ -182,9 +180,10 @@ def test_a_file_that_answers_otherwise_is_not_kept(
         arguments[-1].write_bytes(b"a file")
         return lambda patches: np.where(patches[:, 0, 0, 0] > 0, 0.5, 0.5 + wrong).astype(np.float32)
 
-    monkeypatch.setattr(script, f"write_{file_format}", write)
+    monkeypatch.setattr(f"pcam.evaluation.export.write_{file_format}", write)
     monkeypatch.setattr(
-        script, "checkpoint_score", lambda network: lambda patches: np.full(len(patches), 0.5, np.float32)
+        "pcam.evaluation.export.checkpoint_score",
+        lambda network: lambda patches: np.full(len(patches), 0.5, np.float32),
     )
     patches = np.full((4, 96, 96, 3), 9, dtype=np.uint8)
     patches[2] = 0
@@ -202,6 +201,67 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 
 def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "keras" in sentence(capsys, export, [str(run), "--format", "keras"], 2)
+
+
+def test_the_symmetries_can_be_inside_the_model(run: Path) -> None:
+    evaluate([str(run), "--tta"])
+    evaluate([str(run)])
+    export([str(run), "--tta"])
+    table = pd.read_csv(run / "evaluation" / "valid_tta" / "predictions.csv").set_index("id")
+    plain = pd.read_csv(run / "evaluation" / "valid" / "predictions.csv").set_index("id")
+    store = TrainedRun.load(run).data.packed("valid")
+    session = onnxruntime.InferenceSession(run / "export" / "model.onnx", providers=["CPUExecutionProvider"])
+    scores, logits = session.run(None, {"patches": store.patches[:]})
+    assert scores == pytest.approx(table.loc[store.ids(), "score"].to_numpy(), abs=1e-6)
+    assert logits == pytest.approx(table.loc[store.ids(), "logit"].to_numpy(), abs=1e-5)
+    assert np.abs(scores - plain.loc[store.ids(), "score"].to_numpy()).max() > 1e-5
+    (upright,), (mirrored,) = (
+        session.run(["scores"], {"patches": patches}) for patches in (store.patches[:], store.patches[:, ::-1])
+    )
+    assert mirrored == pytest.approx(upright, abs=1e-5)
+    card = card_of(run, "onnx")
+    assert card["scores"] == {"tta": True, "sizes": [96], "reestimate_bn": False}
+    page = (run / "export" / "model.onnx.md").read_text()
+    assert "the mean over the eight symmetries of the square (test-time augmentation, inside the model)" in page
+    chosen, record = card["chosen_on_valid"], json.loads((run / "evaluation/valid_tta/metrics.json").read_text())
+    assert chosen["thresholds"]["youden"] == record["operating_points"]["youden"]["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--format", "safetensors", "--tta"], "holds weights alone and no symmetries; choose onnx, or leave out"),
+        (["--precision", "bf16-mixed"], "Expected --precision 32-true for a file, but found bf16-mixed"),
+        (["--enlarged_sizes", "[128]"], "that the run has batch-norm statistics for ([]), but found [128]"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(
+    options: list[str], expected: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in sentence(capsys, export, [str(run), *options], 1)
+    assert not (run / "export").exists()
+
+
+@pytest.mark.slow
+def test_a_model_has_the_sizes_and_statistics_that_are_asked_for(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = short_run("random_dropout", patch_root, cache_dir, tmp_path, "--model.network.enlarged_sizes", "[128, 160]")
+    export([str(run), "--format", "safetensors", "--enlarged_sizes", "[160]", "--reestimate_bn"])
+    card = card_of(run, "safetensors")
+    assert card["scores"] == {"tta": False, "sizes": [96, 160], "reestimate_bn": True}
+    assert card["network"]["init_args"]["enlarged_sizes"] == [160]
+    trained = TrainedRun.load(run, enlarged_sizes=[160], reestimate_bn=True)
+    patches = trained.data.packed("valid")[np.arange(5)].patches
+    monkeypatch.chdir(run / "export")
+    example = Path("model.safetensors.md").read_text().split("```python\n")[1].split("```")[0]
+    found = {"pcam": pcam, "safetensors": safetensors, "patches": patches}
+    exec(example, found)
+    assert found["scores"].numpy() == pytest.approx(trained.scores(patches), abs=1e-5)
+    export([str(run), "--enlarged_sizes", "[]", "--tta"])
+    session = onnxruntime.InferenceSession(run / "export" / "model.onnx", providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"patches": patches.permute(0, 2, 3, 1).numpy()})
+    assert scores == pytest.approx(TrainedRun.load(run, enlarged_sizes=[], tta=True).scores(patches), abs=1e-5)
 
 
 @pytest.mark.slow

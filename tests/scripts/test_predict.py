@@ -1,4 +1,4 @@
-"""`scripts/predict.py` through its front door: what it scores, what it writes, what it leaves alone."""
+"""The command predict through its front door: what it scores, what it writes, what it leaves alone."""
 
 import io
 import os
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
 
-from pcam.cli import load_run
-from pcam.run_folder import RunFolder
-from tests.conftest import COUNTS, load_script
+from pcam.commands.evaluate import main as evaluate
+from pcam.commands.predict import main as predict
+from pcam.evaluation import patch_scores
+from pcam.trained import TrainedRun
+from tests.conftest import COUNTS
 from tests.scripts.test_evaluate import short_run
 from tests.scripts.test_front_door import sentence
-
-script = load_script("predict")
-predict = script.main
-evaluate = load_script("evaluate").main
 
 NATIVE_DPI = (25400 / 0.972, 25400 / 0.972)
 
@@ -56,10 +54,10 @@ def pixels(path: Path) -> NDArray[np.generic]:
         return np.asarray(image)
 
 
-def agrees(path: Path, expected: pd.DataFrame) -> bool:
+def agrees(path: Path, expected: pd.DataFrame, tolerance: float = 1e-6) -> bool:
     found = pd.read_csv(path).set_index("id")
     assert found.columns.tolist() == ["logit", "score"]
-    np.testing.assert_allclose(found, expected.loc[found.index, ["logit", "score"]], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, expected.loc[found.index, ["logit", "score"]], rtol=0, atol=tolerance)
     return len(found) > 0
 
 
@@ -71,6 +69,39 @@ def test_scores_are_those_of_evaluating(run: Path, expected: pd.DataFrame, folde
     assert [path.name for path in output.parent.iterdir()] == ["scores.csv"]
     found = pd.read_csv(output)
     assert found["score"].to_numpy() == pytest.approx(expit(found["logit"].to_numpy()), rel=1e-14)  # full precision
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [(["--tta"], "_tta"), (["--precision", "bf16-mixed"], "_bf16"), (["--enlarged_sizes", "[]"], "_at_96")],
+)
+def test_predicting_takes_the_settings_of_evaluating(
+    options: list[str], suffix: str, run: Path, expected: pd.DataFrame, folder: Path, tmp_path: Path
+) -> None:
+    evaluate([str(run), *options])
+    table = pd.read_csv(run / "evaluation" / f"valid{suffix}" / "predictions.csv")
+    table["id"] = table["id"].str.removeprefix("valid/")
+    predict([str(run), "--input", str(folder), "--output", str(tmp_path / "scores.csv"), *options])
+    # In bfloat16 a batch of another size may be added up in another order.
+    tolerance = 2e-2 if suffix == "_bf16" else 1e-6
+    assert agrees(tmp_path / "scores.csv", table.set_index("id"), tolerance)
+    found = pd.read_csv(tmp_path / "scores.csv").set_index("id")
+    if suffix == "_tta":
+        plain = expected.loc[found.index, "score"]
+        assert np.abs(found["score"] - plain).max() > 1e-5  # or it would show nothing
+
+
+@pytest.mark.slow
+def test_re_estimated_statistics_are_those_of_evaluating(
+    patch_root: Path, cache_dir: Path, folder: Path, tmp_path: Path
+) -> None:
+    run = short_run("random_dropout", patch_root, cache_dir, tmp_path / "runs")
+    evaluate([str(run), "--reestimate_bn", "--tta"])
+    table = pd.read_csv(run / "evaluation" / "valid_bn_tta" / "predictions.csv")
+    table["id"] = table["id"].str.removeprefix("valid/")
+    output = tmp_path / "scores.csv"
+    predict([str(run), "--input", str(folder), "--output", str(output), "--reestimate_bn", "--tta"])
+    assert agrees(output, table.set_index("id"))
 
 
 def test_the_number_of_patches_a_batch_changes_nothing(run: Path, folder: Path, tmp_path: Path) -> None:
@@ -229,8 +260,8 @@ def test_a_failure_before_the_end_leaves_what_was_there(
         assert output.read_text() == "of yesterday"  # what is not whole is not seen
         raise RuntimeError("the disk is gone")
 
-    read_inputs = script.read_inputs
-    monkeypatch.setattr(script, "read_inputs", fail)
+    read_inputs = patch_scores.read_inputs
+    monkeypatch.setattr(patch_scores, "read_inputs", fail)
     output = tmp_path / "made" / "scores.csv"
     output.parent.mkdir()
     output.write_text("of yesterday")
@@ -308,7 +339,7 @@ def test_a_larger_image_becomes_a_map_and_a_picture(
     assert dots_per_inch == pytest.approx((25400 / (32 * 0.972),) * 2, rel=1e-3)
     assert np.isnan(scores[[0, -1]]).all()
     assert np.isnan(scores[:, [0, -1]]).all()
-    network = load_run(RunFolder(run), "best").model.eval()
+    network = TrainedRun.load(run).network
     windows = np.stack(
         [mosaic[32 * row : 32 * row + 96, 32 * column : 32 * column + 96] for row in range(7) for column in range(10)]
     )

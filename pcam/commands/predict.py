@@ -1,0 +1,134 @@
+"""Score patches without labels, or a larger image on a grid of windows."""
+
+import sys
+from contextlib import nullcontext
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from pcam.commands.options import add_option, warn_of_bfloat16
+from pcam.door import Arguments, Parser, front_door, long_description, program
+from pcam.errors import UserError
+from pcam.options import CheckpointName, Precision
+from pcam.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pcam.evaluation.patch_scores import Classify
+
+STANDARD_INPUT: Final = Path("-")
+"""The value of --input if standard input lists the files."""
+
+
+def predict(
+    run: Path,
+    inputs: list[Path],
+    output: Path | None = None,
+    submission: bool = False,
+    tile: bool = False,
+    mpp: PositiveFloat | None = None,
+    batch_size: PositiveInt = 64,
+    checkpoint: CheckpointName = "best",
+    tta: bool = False,
+    precision: Precision = "32-true",
+    reestimate_bn: bool = False,
+    enlarged_sizes: list[int] | None = None,
+    root: Path | None = None,
+) -> Path:
+    """Score patches without labels, or with --tile a larger image on a grid of windows.
+
+    The scores of a patch are those that evaluating with the same options gives it.
+
+    Args:
+        run: The run folder.
+        inputs: What to score: a folder with its subfolders, image files, HDF5 files with the key x, or -- (or -) for a
+            list of these on standard input, one a line. With --tile one image.
+        output: The CSV file for the scores, with the columns id, logit and score, in the order of the names of files.
+            Patches that cannot be read are listed beside it in `<name>.errors.csv` (id, reason), and the exit code is
+            then 1. Ids that begin with = + - @, which a spreadsheet would run as formulas, get an apostrophe before
+            them. With --tile it is the score map, a float TIFF (.tif or .tiff), and a picture of the map is written
+            beside it as `<name>.png`. Null is scores.csv or scores.tif.
+        submission: Write what Kaggle takes: the columns id (the file's name without its ending) and label (the score).
+        tile: Score a larger image on a grid of 96x96 windows, 32 pixels apart, at 0.972 um per pixel. Each pixel of
+            the map has the score of the window around it, which is about one 32x32 square of the image. It is NaN for
+            background, and for the border of one square, which is in the centre of no window.
+        mpp: The micrometres per pixel of the image with --tile, instead of those that its file says.
+        batch_size: The number of patches that are classified at once, at least 1.
+        checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
+            "previous", the one before the last.
+        tta: Score each patch by the mean over the eight symmetries of the square (test-time augmentation), at eight
+            times the cost.
+        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is faster on a processor that
+            has instructions for it, and changes scores in their third digit.
+        reestimate_bn: Estimate batch norm's running statistics again before scoring, on 10,000 un-augmented training
+            patches.
+        enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network
+            was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them.
+        root: The folder with the training data, which only --reestimate_bn reads; null is the folder that the run was
+            trained on.
+
+    Returns:
+        The file with the scores.
+
+    Raises:
+        UserError: If the run or an image cannot be used, or some patches cannot be read.
+    """
+    if submission and tile:
+        raise UserError("Expected --submission or --tile, but found both; Kaggle takes scores of patches.")
+    if mpp is not None and not tile:
+        raise UserError("Expected --mpp with --tile only, but found it without; patches have 0.972 um per pixel.")
+    if tile and len(inputs) != 1:
+        raise UserError(f"Expected one image with --tile, but found {len(inputs)} paths; score them one by one.")
+    folder = RunFolder.find(Path(run))
+
+    def load() -> "Classify":
+        from pcam.trained import TrainedRun
+
+        trained = TrainedRun.load(
+            folder.path,
+            checkpoint,
+            root=root,
+            tta=tta,
+            precision=precision,
+            reestimate_bn=reestimate_bn,
+            enlarged_sizes=enlarged_sizes,
+        )
+        warn_of_bfloat16(trained)
+        return partial(trained.logits, batch_size=batch_size)
+
+    if tile:
+        from pcam.evaluation.tiles import write_score_map
+
+        output = output or Path("scores.tif")
+        count, picture = write_score_map(load, inputs[0], output, mpp, batch_size)
+        print(f"{count:,} windows of {inputs[0]} scored: {output}, {picture}")
+        return output
+    from pcam.data.inputs import listed_paths
+    from pcam.evaluation.patch_scores import write_scores
+
+    output = output or Path("scores.csv")
+    with listed_paths(sys.stdin.buffer) if inputs == [STANDARD_INPUT] else nullcontext(inputs) as paths:
+        count = write_scores(load, paths, output, submission, batch_size)
+    print(f"Scores of {count:,} patches: {output}")
+    return output
+
+
+@front_door
+def main(args: Arguments = None) -> None:
+    """Score patches, or a larger image.
+
+    Args:
+        args: The command line; None takes the process's own.
+    """
+    parser = Parser(prog=program(), description=long_description(predict))
+    add_option(parser, predict, "run", "run", type=Path, metavar="RUN")
+    add_option(parser, predict, "inputs", "--input", type=Path, nargs="+", required=True)
+    parser.add_function(predict, skip={"run", "inputs", "root"})
+    add_option(parser, predict, "root", "--data.root", type=Path | None, default=None)
+    words = sys.argv[1:] if args is None else args
+    # Before argparse, to which "--" is no value.
+    words = [str(STANDARD_INPUT) if pair == ("--input", "--") else pair[1] for pair in pairwise(["", *words])]
+    options = parser.instantiate(parser.parse_args(words))
+    predict(inputs=options.pop("input"), root=options.pop("data").root, **options)
