@@ -97,6 +97,8 @@ class PCamDataModule(LightningDataModule):
         """
         if split not in self._stores:
             files = find_layout(self.root).split(split)
+            if files.note is not None:
+                rank_zero_info(files.note)
             store = pack(files, self.store_path(split), f"Packing {split}", deduplicate=self.deduplicate)
             if self.deduplicate:
                 rank_zero_info(

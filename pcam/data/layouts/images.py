@@ -3,8 +3,8 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pcam.data.layouts.form import Portion, Split
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray
 
@@ -103,25 +104,48 @@ def decode_image(source: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
         ) from error
 
 
-def read_images(root: Path, names: Sequence[str], count: int) -> Iterator[Callable[[], PatchArray]]:
-    """Give the tasks that decode image files.
+@dataclass(frozen=True)
+class ImageFiles(Portion):
+    """Image files that are not decoded yet.
 
     Args:
         root: The folder.
-        names: The files, below it.
-        count: Patches a task.
-
-    Yields:
-        The tasks, in order.
+        names: The files, as paths below it.
     """
 
-    def read(start: int) -> PatchArray:
-        return np.stack([read_image(root / name) for name in names[start : start + count]])
+    root: Path
+    names: Sequence[str]
 
-    for start in range(0, len(names), count):
-        yield partial(read, start)
+    def decode(self) -> PatchArray:
+        """Decode each file."""
+        return np.stack([read_image(self.root / name) for name in self.names])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSplit(Split):
+    """A split whose patches are image files, one each.
+
+    Args:
+        root: The folder.
+        names: The file of each patch, as a path below it.
+    """
+
+    root: Path
+    names: Sequence[str]
+
+    def portions(self, count: int) -> Iterator[ImageFiles]:
+        """Go through the files."""
+        for start in range(0, len(self.names), count):
+            yield ImageFiles(self.root, self.names[start : start + count])
 
 
 def pixel_hash(patch: NDArray[np.uint8]) -> bytes:
-    """The SHA-1 of a patch's 27,648 RGB bytes: equal for identical pixels, and the id that Kaggle gave the patch."""
+    """Hash the pixels of a patch: identical pixels have the same hash, which is also the id that Kaggle gave the patch.
+
+    Args:
+        patch: Shape (96, 96, 3).
+
+    Returns:
+        The SHA-1 of its 27,648 bytes.
+    """
     return hashlib.sha1(np.ascontiguousarray(patch).data, usedforsecurity=False).digest()
