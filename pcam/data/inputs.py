@@ -136,7 +136,7 @@ def _named_files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    return not is_image(path.name) and h5py.is_hdf5(path)
+    return not is_image(path.name) and path.is_file() and h5py.is_hdf5(path)
 
 
 def _count(path: Path) -> int:
@@ -176,6 +176,8 @@ def _read(path: Path) -> PatchArray | str:
 def _larger(path: Path) -> str | None:
     """What to do with an image that is larger than a patch; None if it is not."""
     found = ""
+    if not path.is_file():  # to open a named pipe would wait for ever
+        return None
     try:
         with Image.open(path) as image:
             if min(image.size) < PATCH_SIZE or max(image.size) == PATCH_SIZE:

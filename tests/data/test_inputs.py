@@ -91,7 +91,7 @@ def test_one_of_several_paths_may_be_missing(tmp_path: Path) -> None:
     assert batch.ids == [str(paths[0])]
     ((name, reason),) = batch.unreadable
     assert name == str(paths[1])
-    assert "No such file" in reason
+    assert "but there is nothing; mend it" in reason
 
 
 def test_memory_does_not_grow_with_the_number_of_patches(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -508,3 +510,8 @@ def test_a_csv_with_any_row_is_read_or_refused_in_a_sentence(
     except UserError as error:
         sentence = str(error)
     assert str(folder) in sentence
+
+
+def test_looking_at_data_needs_no_lightning() -> None:
+    command = "import sys, pcam.data.layouts, pcam.data.inputs; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False, cwd=REPOSITORY).returncode == 0
