@@ -1,6 +1,7 @@
 """The official HDF5 files."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import ClassVar, Final
 import h5py
 import numpy as np
 import rich.progress
+from rich.markup import escape
 
 from pcam.data.download import OFFICIAL_FILES
-from pcam.data.layouts.files import signature
+from pcam.data.layouts.files import require_file, signature
 from pcam.data.layouts.findings import Finding
 from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
 from pcam.data.layouts.hdf5 import open_array, read_rows
@@ -38,6 +40,7 @@ Source: the data set's README (basveeling/pcam), with valid and test put right, 
 OFFICIAL_MD5: Final = UNPACKED_MD5 | {file.name: file.md5 for files in OFFICIAL_FILES.values() for file in files}
 """MD5 of every official file, packed and unpacked, by its name."""
 
+X_AND_Y_ADVICE: Final = "fetch the official file"
 META_ADVICE: Final = "fetch the meta CSV of the same split, or move it away: it is not needed"
 
 
@@ -52,7 +55,7 @@ class Official(Form):
 
     def splits(self, root: Path) -> Sequence[SplitName]:
         """Look for patches or labels of each split."""
-        if (root / "train_labels.csv").exists():
+        if os.path.lexists(root / "train_labels.csv"):
             return []  # Kaggle's patches, beside the files that tell their slides
         return [split for split in SPLIT_NAMES if official_file(root, split, "x") or official_file(root, split, "y")]
 
@@ -69,7 +72,11 @@ class Official(Form):
                     name = f"camelyonpatch_level_2_split_{split}_{part}.h5"
                     yield Finding(name, "nothing", "it is missing; fetch it with scripts/prepare_data.py download")
                 else:
-                    yield _verify_md5(path)
+                    try:
+                        require_file(path)
+                        yield _verify_md5(path)
+                    except UserError as error:
+                        yield Finding(path.name, "no file", str(error))
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,19 @@ class OfficialFiles(SplitFiles):
     def open(self, scratch: Path) -> Iterator[Split]:
         """Read the labels and the slides, and open the patches."""
         x, y = self.x, self.y
-        with open_array(y, "y", scratch) as values:
+        with open_array(y, "y", scratch, X_AND_Y_ADVICE) as values:
+            if values.size != len(values):
+                raise UserError(
+                    f"Expected one label for each patch, of shape (patches, 1, 1, 1), in {y}, but found the shape "
+                    f"{values.shape}; write 0 or 1 for each patch (of one-hot labels, the column of class 1)."
+                )
             labels = checked_labels(read_rows(values, y, 0, len(values)).reshape(-1), y)
         slides = None if self.meta is None else _read_slides(self.meta, len(labels))
-        with open_array(x, "x", scratch) as patches:
+        with open_array(x, "x", scratch, X_AND_Y_ADVICE) as patches:
             if patches.dtype != np.uint8 or patches.shape[1:] != (PATCH_SIZE, PATCH_SIZE, 3):
                 raise UserError(
                     f"Expected patches as uint8 of shape (patches, 96, 96, 3) in {x}, but found {patches.dtype} of "
-                    f"shape {patches.shape}; fetch the official file."
+                    f"shape {patches.shape}; {X_AND_Y_ADVICE}."
                 )
             if len(patches) != len(labels):
                 raise UserError(
@@ -145,7 +157,7 @@ def official_file(root: Path, split: SplitName, part: str) -> Path | None:
         The file, if it is there.
     """
     unpacked = root / f"camelyonpatch_level_2_split_{split}_{part}.h5"
-    return next((path for path in (unpacked, unpacked.with_suffix(".h5.gz")) if path.exists()), None)
+    return next((path for path in (unpacked, unpacked.with_suffix(".h5.gz")) if os.path.lexists(path)), None)
 
 
 def official_meta(root: Path, split: SplitName) -> Path | None:
@@ -159,7 +171,7 @@ def official_meta(root: Path, split: SplitName) -> Path | None:
         The file, if it is there.
     """
     path = root / f"camelyonpatch_level_2_split_{split}_meta.csv"
-    return path if path.exists() else None
+    return path if os.path.lexists(path) else None
 
 
 def find_official(root: Path, split: SplitName) -> OfficialFiles:
@@ -182,7 +194,7 @@ def find_official(root: Path, split: SplitName) -> OfficialFiles:
             f"{'patches (x)' if x is None else 'labels (y)'}; fetch them with scripts/prepare_data.py download."
         )
     files = [path for path in (x, y, meta) if path is not None]
-    return OfficialFiles(signature((path.name, path.stat()) for path in files), None, split, x, y, meta)
+    return OfficialFiles(signature((path.name, require_file(path)) for path in files), None, split, x, y, meta)
 
 
 def _read_slides(meta: Path, count: int) -> list[str]:
@@ -200,7 +212,7 @@ def _read_slides(meta: Path, count: int) -> list[str]:
 
 
 def _verify_md5(path: Path) -> Finding:
-    with rich.progress.open(path, "rb", description=f"Reading {path.name}") as file:
+    with rich.progress.open(path, "rb", description=f"Reading {escape(path.name)}") as file:
         digest = hashlib.md5(usedforsecurity=False)
         while chunk := file.read(1 << 20):
             digest.update(chunk)
