@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pcam.data import PackedSplit, PCamDataModule
+    from pcam.data.datamodule import PCamDataModule
+    from pcam.data.packed import PackedSplit
     from pcam.errors import UserError
     from pcam.evaluation.comparison import compare
     from pcam.evaluation.metrics import Choices, measure
@@ -27,8 +28,8 @@ _HOMES = {
     "BatchNormReadings": "pcam.training",
     "Choices": "pcam.evaluation.metrics",
     "MobileNetV2": "pcam.models",
-    "PCamDataModule": "pcam.data",
-    "PackedSplit": "pcam.data",
+    "PCamDataModule": "pcam.data.datamodule",
+    "PackedSplit": "pcam.data.packed",
     "PatchClassifier": "pcam.training",
     "Predictions": "pcam.evaluation.predictions",
     "RunFolder": "pcam.run_folder",

@@ -1,8 +1,6 @@
 """What can be wrong with patches before anything is trained on them: repeats, leaks, conflicting labels, emptiness.
 
-Exact repeats are found by the hash of their pixels. Near-repeats, such as a copy that went through JPEG, are found in
-two steps: a perceptual hash of 256 bits names candidates (18 thousand million pairs of the official splits in about a
-minute and a half on one core), and the correlation of their pixels decides.
+Exact repeats are found by the hash of their pixels; copies that went through JPEG as `pcam.data.near_repeats` says.
 """
 
 import json
@@ -19,43 +17,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.progress import Progress
 from rich.table import Table
-from scipy.fft import dct
 
 from pcam.atomic import atomic_path
 from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import find_layout
-from pcam.data.packed import CHUNK, PackedSplit
+from pcam.data.near_repeats import MAX_DISTANCE, MIN_CONTRAST, MIN_CORRELATION, close_pairs, correlate, look_at
+from pcam.data.packed import PackedSplit
 from pcam.options import SPLIT_NAMES, SplitName
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
-
-LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Brightness from R, G and B. Source: ITU-R BT.601."""
-
-FREQUENCIES: Final = dct(np.eye(PATCH_SIZE), axis=0)[:16].astype(np.float32)
-"""The 16 lowest waves along a side; 16 x 16 of them make the 256 bits."""
-
-MIN_CONTRAST: Final = 8.0
-"""Standard deviation of brightness, in grey levels, below which a patch is almost empty.
-
-What such patches show is mostly noise, so their copies cannot be told from their like: they are counted, and left out
-of the search for near-repeats.
-"""
-
-MAX_DISTANCE: Final = 32
-"""Bits in which the hashes of two candidates may differ, of 256.
-
-Source: measured on 24,000 patches. Of 4,358 and their copies as JPEG of quality 75, all but one pair are as close; the
-closest of 280 million pairs of different patches, almost empty ones aside, are 48 bits apart.
-"""
-
-MIN_CORRELATION: Final = 0.8
-"""Correlation of the pixels of two candidates from which they count as near-repeats.
-
-Source: measured on the same. These copies reach 0.855 or more; different patches within 72 bits reach 0.69.
-"""
-
-PAIRS_AT_ONCE: Final = 1 << 17
-"""So that what is worked on, 1 MB, stays in a core's cache."""
 
 PANELS: Final = 8
 """Finds of each kind on the contact sheet."""
@@ -284,7 +253,7 @@ def audit(data: PCamDataModule) -> Audit:
     stores = {split: data.packed(split) for split in SPLIT_NAMES if split in there}
     patches = {split: _list(split, store) for split, store in stores.items()}
     with Progress() as progress:
-        looks = {split: _look(store, progress, f"Reading {split}") for split, store in stores.items()}
+        looks = {split: look_at(store, progress, f"Reading {split}") for split, store in stores.items()}
         likenesses: list[Likeness] = []
         for one, other in combinations(stores, 2):
             pairs = close_pairs(looks[one], looks[other], progress, f"Comparing {one} with {other}")
@@ -300,18 +269,6 @@ def audit(data: PCamDataModule) -> Audit:
         ],
         slides={split: frozenset(slides) for split, store in stores.items() if (slides := store.slides()) is not None},
     )
-
-
-class Look(NamedTuple):
-    """What is kept of each patch of a split.
-
-    Attributes:
-        hashes: Shape (patches, 4), 256 bits.
-        contrast: Shape (patches,), the standard deviation of brightness in grey levels.
-    """
-
-    hashes: NDArray[np.uint64]
-    contrast: NDArray[np.float32]
 
 
 def _list(split: SplitName, store: PackedSplit) -> list[Patch]:
@@ -330,49 +287,6 @@ def _groups(stores: Mapping[SplitName, PackedSplit], patches: Mapping[SplitName,
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _look(store: PackedSplit, progress: Progress, description: str) -> Look:
-    """Reduce each patch to the signs of its low frequencies and to its contrast.
-
-    Source: the perceptual hash of ImageHash's `phash` (a bit is whether a coefficient of the discrete cosine transform
-    is above the patch's median), with 256 bits and without shrinking the patch first.
-    """
-    hashes = np.empty((len(store), 4), dtype=np.uint64)
-    contrast = np.empty(len(store), dtype=np.float32)
-    task = progress.add_task(description, total=len(store))
-    for start in range(0, len(store), CHUNK):
-        rows = slice(start, start + CHUNK)
-        brightness = store.patches[rows].astype(np.float32) @ LUMA
-        contrast[rows] = brightness.std(axis=(1, 2))
-        waves = (FREQUENCIES @ brightness @ FREQUENCIES.T).reshape(len(brightness), -1)
-        hashes[rows] = np.packbits(waves > np.median(waves, axis=1, keepdims=True), axis=1).view(np.uint64)
-        progress.advance(task, len(brightness))
-    return Look(hashes, contrast)
-
-
-def close_pairs(one: Look, other: Look, progress: Progress, description: str) -> NDArray[np.int64]:
-    """Find all pairs whose hashes differ in at most `MAX_DISTANCE` bits; almost empty patches are left out.
-
-    Returns:
-        Shape (pairs, 3): row in `one`, row in `other`, bits that differ.
-    """
-    rows, other_rows = (np.flatnonzero(look.contrast >= MIN_CONTRAST) for look in (one, other))
-    hashes, other_hashes = one.hashes[rows], other.hashes[other_rows]
-    words = np.ascontiguousarray(other_hashes.T)
-    step = max(1, PAIRS_AT_ONCE // max(1, len(other_rows)))
-    task = progress.add_task(description, total=len(rows))
-    found = [np.empty((0, 3), dtype=np.int64)]
-    for start in range(0, len(rows), step):
-        block = hashes[start : start + step]
-        # Half of the bits rule out nearly every pair; the other half is only looked at for the rest.
-        half = np.bitwise_count(block[:, 0, None] ^ words[0]) + np.bitwise_count(block[:, 1, None] ^ words[1])
-        first, second = np.nonzero(half <= MAX_DISTANCE)
-        distance = np.bitwise_count(block[first] ^ other_hashes[second]).sum(axis=1, dtype=np.int64)
-        close = distance <= MAX_DISTANCE
-        found.append(np.column_stack([rows[start + first[close]], other_rows[second[close]], distance[close]]))
-        progress.advance(task, len(block))
-    return np.concatenate(found)
-
-
 def _compare(
     store: PackedSplit,
     other_store: PackedSplit,
@@ -385,15 +299,9 @@ def _compare(
     for row, other_row, distance in pairs.tolist():
         one, other = store.patches[row], other_store.patches[other_row]
         if not np.array_equal(one, other):
-            correlation = _correlation(one, other)
+            correlation = correlate(one, other)
             likenesses.append(Likeness(patches[row], other_patches[other_row], distance, correlation))
     return sorted(likenesses, key=lambda likeness: -likeness.correlation)
-
-
-def _correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Correlate two patches over all pixels and channels, each channel round its own mean; at most 1."""
-    first, second = (patch - patch.mean(axis=(0, 1), dtype=np.float64) for patch in (one, other))
-    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
 
 
 def _count_words(count: int | None) -> str:

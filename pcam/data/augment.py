@@ -12,7 +12,7 @@ from torch import Tensor
 from pcam.data.draws import Codes, draw_bits
 from pcam.patches import Indices, Patches
 
-Augmentation = Literal["none", "flips", "d4"]
+Augmentation = Literal["none", "d4"]
 
 
 def augment(patches: Patches, indices: Indices, augmentation: Augmentation, *, seed: int, epoch: int) -> Patches:
@@ -21,8 +21,7 @@ def augment(patches: Patches, indices: Indices, augmentation: Augmentation, *, s
     Args:
         patches: Shape (batch, 3, size, size), any dtype.
         indices: Shape (batch,), the row of each patch in its packed split.
-        augmentation: "none"; "flips", left-right and up-down, four outcomes; or "d4", all eight symmetries of the
-            square, that is flips and quarter turns.
+        augmentation: "none", or "d4", all eight symmetries of the square: flips and quarter turns.
         seed: The run's seed.
         epoch: The epoch, from 0.
 
@@ -34,9 +33,7 @@ def augment(patches: Patches, indices: Indices, augmentation: Augmentation, *, s
     codes = draw_bits(indices, seed=seed, epoch=epoch)
     patches = torch.where(_bit(codes, 0), patches.flip(3), patches)
     patches = torch.where(_bit(codes, 1), patches.flip(2), patches)
-    if augmentation == "d4":
-        patches = torch.where(_bit(codes, 2), patches.transpose(2, 3), patches)
-    return patches
+    return torch.where(_bit(codes, 2), patches.transpose(2, 3), patches)
 
 
 def _bit(codes: Codes, position: int) -> Tensor:

@@ -37,8 +37,8 @@ class PCamDataModule(LightningDataModule):
             are 96x96 RGB, as jpg, jpeg, png, tif or tiff. Parquet files `train*.parquet`, `valid*`, `test*`, here or
             in `data`, with the columns `image` and `label`.
         batch_size: Patches a batch, at least 1, in training and evaluation. Batch norm needs at least 2.
-        augmentation: What is done to training patches: "none"; "flips" (left-right, up-down); or "d4" (all eight
-            symmetries of the square). Each patch gets its own, anew in each epoch.
+        augmentation: How training patches are changed: "none", or "d4", one of the eight symmetries of the square
+            (flips and quarter turns), drawn for each patch and each epoch.
         stain_jitter: How far the amounts of haematoxylin, eosin and what neither explains are moved in training
             patches, each patch and epoch anew: 0, not at all, to below 1 (`jitter_stains`).
         stain_shifts: Other laboratories' staining, as factors of each stain's amount. If there are any, validation
@@ -98,6 +98,8 @@ class PCamDataModule(LightningDataModule):
         """
         if split not in self._stores:
             files = find_layout(self.root).split(split)
+            if files.note is not None:
+                rank_zero_info(files.note)
             store = pack(files, self.store_path(split), f"Packing {split}", deduplicate=self.deduplicate)
             if self.deduplicate:
                 rank_zero_info(

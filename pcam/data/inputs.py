@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from pcam.data.layouts.hdf5 import open_array, read_rows
 from pcam.data.layouts.images import is_image, read_image
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray
@@ -77,7 +78,8 @@ def count_inputs(paths: Iterable[Path]) -> int:
 
     Args:
         paths: Folders (searched with their subfolders for jpg, jpeg, png, tif and tiff, hidden files aside), image
-            files, and HDF5 files with the key `x`. They are iterated over several times.
+            files, and HDF5 files with the key `x`, packed with gzip (`.h5.gz`) or not. They are
+            iterated over several times.
 
     Returns:
         How many there are, at least 1 in each path. One of several paths may be missing: it counts as a patch, which
@@ -136,13 +138,13 @@ def _named_files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    return not is_image(path.name) and h5py.is_hdf5(path)
+    return not is_image(path.name) and path.is_file() and (path.name.endswith(".h5.gz") or h5py.is_hdf5(path))
 
 
 def _count(path: Path) -> int:
     if _is_hdf5(path):
-        with _open_hdf5(path) as file:
-            return len(file["x"])
+        with _open_hdf5(path) as patches:
+            return len(patches)
     if path.is_dir():
         count = sum(1 for _ in _image_files(path))
         if not count:
@@ -176,6 +178,8 @@ def _read(path: Path) -> PatchArray | str:
 def _larger(path: Path) -> str | None:
     """What to do with an image that is larger than a patch; None if it is not."""
     found = ""
+    if not path.is_file():  # to open a named pipe would wait for ever
+        return None
     try:
         with Image.open(path) as image:
             if min(image.size) < PATCH_SIZE or max(image.size) == PATCH_SIZE:
@@ -191,35 +195,26 @@ def _larger(path: Path) -> str | None:
     )
 
 
-def _open_hdf5(path: Path) -> h5py.File:
-    wanted = f"the key x of shape (patches, {PATCH_SIZE}, {PATCH_SIZE}, 3) and type uint8"
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(
-            f"Expected an HDF5 file with {wanted} in {path}, but it cannot be read ({error}); fetch it again."
-        ) from error
-    patches = file.get("x")
-    if isinstance(patches, h5py.Dataset):
-        if patches.shape[1:] == (PATCH_SIZE, PATCH_SIZE, 3) and patches.dtype == np.uint8 and len(patches):
-            return file
-        found = f"x of shape {patches.shape} and type {patches.dtype}"
-    else:
-        found = "the keys " + (", ".join(file) or "(none)")
-    file.close()
-    raise UserError(f"Expected an HDF5 file with {wanted} in {path}, but found {found}; correct --input.")
+@contextmanager
+def _open_hdf5(path: Path) -> Iterator[h5py.Dataset]:
+    """Open the patches of an HDF5 file, which is unpacked into a temporary folder if need be."""
+    with tempfile.TemporaryDirectory() as scratch, open_array(path, "x", Path(scratch), "correct --input") as patches:
+        if patches.shape[1:] != (PATCH_SIZE, PATCH_SIZE, 3) or patches.dtype != np.uint8 or not len(patches):
+            raise UserError(
+                f"Expected an HDF5 file with the key x of shape (patches, {PATCH_SIZE}, {PATCH_SIZE}, 3) and type "
+                f"uint8 in {path}, but found x of shape {patches.shape} and type {patches.dtype}; correct --input."
+            )
+        yield patches
 
 
 def _read_hdf5(path: Path, batch_size: int) -> Iterator[InputBatch]:
-    with _open_hdf5(path) as file:
-        patches = file["x"]
+    with _open_hdf5(path) as patches:
         for start in range(0, len(patches), batch_size):
             ids = [f"{path.name}/{row}" for row in range(start, min(start + batch_size, len(patches)))]
             try:
-                yield InputBatch(ids, patches[start : start + batch_size], [])
-            except OSError as error:
-                reason = f"Expected patches in {path}, but they cannot be read ({error}); fetch it again."
-                yield InputBatch([], _stack([]), [(patch_id, reason) for patch_id in ids])
+                yield InputBatch(ids, read_rows(patches, path, start, start + batch_size), [])
+            except UserError as error:
+                yield InputBatch([], _stack([]), [(patch_id, str(error)) for patch_id in ids])
 
 
 def _stack(patches: list[PatchArray]) -> PatchArray:

@@ -10,9 +10,8 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
-from pcam.data.layouts import Split, SplitFiles, pixel_hash
+from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
@@ -145,12 +144,8 @@ class PackedSplit:
         Raises:
             UserError: If a patch, a label or a name is not what was packed.
         """
-
-        def hash_rows(start: int) -> NDArray[np.uint8]:
-            return _hash(self.patches[start : start + CHUNK])
-
-        tasks = (partial(hash_rows, start) for start in range(0, len(self), CHUNK))
-        hashes = np.concatenate(list(in_threads(tasks, len(self), f"Verifying {self.path.name}")))
+        chunks = (self.patches[start : start + CHUNK] for start in range(0, len(self), CHUNK))
+        hashes = np.concatenate(list(in_threads(_hash, chunks, len(self), f"Verifying {self.path.name}")))
         altered = np.flatnonzero((hashes != self._column("sha1")).any(axis=1))
         found = None
         if len(altered):
@@ -210,7 +205,7 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
                 # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
                 unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
                 _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
-                hashes = _decode(split, unsorted, description)
+                hashes = _write_unsorted(split, unsorted, description)
             with atomic_path(path) as temporary, unsorted.open("rb") as patches:
                 _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
     return PackedSplit(path)
@@ -251,18 +246,17 @@ def _fingerprint(keys: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(keys).data).hexdigest()
 
 
-def _decode(split: Split, unsorted: Path, description: str) -> NDArray[np.uint8]:
+def _decode(portion: Portion) -> _Decoded:
+    patches = portion.decode()
+    return _Decoded(patches, _hash(patches))
+
+
+def _write_unsorted(split: Split, unsorted: Path, description: str) -> NDArray[np.uint8]:
     """Write all patches to a file, in the order in which they are listed; return their SHA-1, shape (patches, 20)."""
-
-    def decode(read: Callable[[], PatchArray]) -> _Decoded:
-        patches = read()
-        return _Decoded(patches, _hash(patches))
-
-    tasks = (partial(decode, read) for read in split.read(TASK_PATCHES))
     hashes = []
     # A plain file: the pages of a mapped one would count as this process's memory.
     with unsorted.open("wb") as file:
-        for decoded in in_threads(tasks, len(split.ids), description):
+        for decoded in in_threads(_decode, split.portions(TASK_PATCHES), len(split.ids), description):
             file.write(np.ascontiguousarray(decoded.patches).data)
             hashes.append(decoded.hashes)
     return np.concatenate(hashes)

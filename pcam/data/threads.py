@@ -9,24 +9,26 @@ from typing import Final, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 TASK_PATCHES: Final = 64
-"""Patches that one task decodes or hashes: 1.8 MB, so that a hundred cores need little memory."""
+"""Patches that a thread decodes or hashes at a time: 1.8 MB, so that a hundred cores need little memory."""
 
+Item = TypeVar("Item")
 Result = TypeVar("Result", bound=Sized)
 
 
-def in_threads(tasks: Iterable[Callable[[], Result]], total: int, description: str) -> Iterator[Result]:
-    """Run tasks on all cores, under a progress bar.
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], total: int, description: str) -> Iterator[Result]:
+    """Do the same work with many items on all cores, under a progress bar.
 
     Threads, not processes: image decoders, SHA-1 and reading release the interpreter's lock, and patches need not be
     copied from process to process.
 
     Args:
-        tasks: Taken as they are needed, so memory holds about as many tasks and results as there are cores.
-        total: Sum of the lengths of all results, for the bar.
-        description: What the bar says.
+        work: What is done with an item; it is called from several threads at once.
+        items: Taken as they are needed, so that memory holds about as many items and results as there are cores.
+        total: The sum of the lengths of all results, for the progress bar.
+        description: What the progress bar says.
 
     Yields:
-        The results, in the order of their tasks.
+        The results, in the order of the items.
     """
     cores = os.cpu_count() or 1
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -40,8 +42,8 @@ def in_threads(tasks: Iterable[Callable[[], Result]], total: int, description: s
             return result
 
         try:
-            for task in tasks:
-                pending.append(pool.submit(task))
+            for item in items:
+                pending.append(pool.submit(work, item))
                 if len(pending) > cores + 2:
                     yield take()
             while pending:

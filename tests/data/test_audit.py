@@ -13,7 +13,8 @@ from rich.progress import Progress
 from scipy.spatial.distance import cdist
 
 from pcam.data import PCamDataModule
-from pcam.data.audit import MAX_DISTANCE, MIN_CORRELATION, Audit, Likeness, Look, audit, close_pairs
+from pcam.data.audit import Audit, Likeness, audit
+from pcam.data.near_repeats import MAX_DISTANCE, MIN_CORRELATION, Look, close_pairs
 from pcam.data.synthetic import iterate_patches
 from tests.conftest import load_script
 from tests.data.forms import noise, write_kaggle, write_official

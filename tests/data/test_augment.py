@@ -22,7 +22,7 @@ def symmetries(augmentation, count: int = 4000) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("augmentation", "expected"), [("none", 1), ("flips", 4), ("d4", 8)])
+@pytest.mark.parametrize(("augmentation", "expected"), [("none", 1), ("d4", 8)])
 def test_every_symmetry_comes_equally_often(augmentation, expected: int) -> None:
     found = symmetries(augmentation)
     counts = [found.count(number) for number in set(found)]
@@ -30,11 +30,10 @@ def test_every_symmetry_comes_equally_often(augmentation, expected: int) -> None
     assert max(counts) - min(counts) < 0.25 * 4000 / expected + 1
 
 
-@pytest.mark.parametrize("augmentation", ["flips", "d4"])
-def test_the_centre_stays_the_centre(augmentation) -> None:
+def test_the_centre_stays_the_centre() -> None:
     patches = torch.zeros(64, 3, 96, 96, dtype=torch.uint8)
     patches[:, :, 32:64, 32:64] = 255
-    augmented = augment(patches, torch.arange(64), augmentation, seed=0, epoch=0)
+    augmented = augment(patches, torch.arange(64), "d4", seed=0, epoch=0)
     assert augmented.dtype == torch.uint8
     assert torch.equal(augmented, patches)
 

@@ -1,5 +1,7 @@
 """Patches to classify: found in folders, files and HDF5, read as a stream, refused with a reason."""
 
+import gzip
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -91,12 +93,14 @@ def test_one_of_several_paths_may_be_missing(tmp_path: Path) -> None:
     assert batch.ids == [str(paths[0])]
     ((name, reason),) = batch.unreadable
     assert name == str(paths[1])
-    assert "No such file" in reason
+    assert "but there is nothing; mend it" in reason
 
 
 def test_memory_does_not_grow_with_the_number_of_patches(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "many.h5", "w") as file:
-        file.create_dataset("x", shape=(2000, 96, 96, 3), dtype=np.uint8)  # 55 MB
+        patches = file.create_dataset("x", shape=(2000, 96, 96, 3), dtype=np.uint8)  # 55 MB
+        for start in range(0, 2000, 100):
+            patches[start : start + 100] = np.zeros((100, 96, 96, 3), np.uint8)
     tracemalloc.start()
     try:
         assert sum(len(batch.ids) for batch in read_inputs([tmp_path / "many.h5"], 16)) == 2000
@@ -137,7 +141,7 @@ def test_damaged_rows_of_hdf5_are_named(tmp_path: Path) -> None:
     assert first.ids == ["x.h5/0", "x.h5/1"]
     assert not second.ids
     assert [name for name, _ in second.unreadable] == ["x.h5/2", "x.h5/3"]
-    assert "they cannot be read" in second.unreadable[0][1]
+    assert "x.h5, but it cannot be read" in second.unreadable[0][1]
 
 
 def test_what_holds_no_patches_is_refused(tmp_path: Path) -> None:
@@ -151,14 +155,14 @@ def test_hdf5_of_another_form_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "y.h5"
     with h5py.File(path, "w") as file:
         file["y"] = np.zeros((3, 1, 1, 1), np.uint8)
-    with pytest.raises(UserError, match=r"key x of shape .* but found the keys y; correct --input"):
+    with pytest.raises(UserError, match=r"the key 'x' in .*, but found the keys y; correct --input"):
         count_inputs([path])
     with h5py.File(path, "a") as file:
         file["x"] = np.zeros((3, 64, 64, 3), np.float32)
     with pytest.raises(UserError, match=r"found x of shape \(3, 64, 64, 3\) and type float32"):
         count_inputs([path])
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"y.h5, but it cannot be read .*truncated.*; fetch it again"):
+    with pytest.raises(UserError, match=r"y.h5, but it cannot be read .*truncated.*; fetch it anew"):
         count_inputs([path])
 
 
@@ -183,3 +187,25 @@ def test_an_image_that_pillow_stumbles_over_is_listed_with_its_reason(tmp_path: 
     ((name, reason),) = batch.unreadable
     assert name == "damaged.tif"
     assert "cannot be read" in reason
+
+
+def test_hdf5_that_is_packed_with_gzip_is_read_as_training_reads_it(tmp_path: Path) -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = patches
+    path = tmp_path / "test_x.h5.gz"
+    path.write_bytes(gzip.compress((tmp_path / "x.h5").read_bytes()))
+    assert count_inputs([path]) == 5
+    batches = list(read_inputs([path], 2))
+    assert ids_of(batches) == [f"test_x.h5.gz/{row}" for row in range(5)]
+    assert np.array_equal(np.concatenate([batch.patches for batch in batches]), patches)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"test_x\.h5\.gz, but it cannot be read \(Compressed file ended"):
+        count_inputs([path])
+
+
+def test_a_named_pipe_by_the_name_of_an_hdf5_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.h5")
+    assert count_inputs([tmp_path / "x.h5"]) == 1
+    (batch,) = read_inputs([tmp_path / "x.h5"], 2)
+    assert "but it is a named pipe; mend it or remove it" in batch.unreadable[0][1]

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import h5py
@@ -17,13 +20,14 @@ from lightning import Trainer
 from PIL import Image
 
 from pcam.data import PCamDataModule
-from pcam.data.layouts import find_layout, read_image
+from pcam.data.layouts import FORMS, find_layout, read_image
 from pcam.data.layouts.kaggle import kaggle_labels
 from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
 from pcam.models import BaselineCNN
 from pcam.options import SplitName
 from pcam.training import PatchClassifier
+from tests.conftest import REPOSITORY
 from tests.data.forms import (
     COUNTS,
     STEM,
@@ -406,12 +410,12 @@ FAULTS: list[tuple[Callable[[Path, Patches], None], Callable[[Path], None], Spli
     (write_parquet, in_parquet("image", {"bytes": None, "path": None}), "valid", r"an image in row 2 of .*validation"),
     (write_parquet, in_parquet("image", {"bytes": b"no", "path": None}), "valid", r"an image in row 2 of .*validation"),
     (write_parquet, cut("data/valid*"), "valid", r"whole file in .*\.parquet, but it cannot be read"),
-    # No form, or two
+    # No form, or two forms
     (lambda root, patches: None, lambda root: None, "train",
-     r"Expected PatchCamelyon in .* as the official files .*, Kaggle's .*, class folders .*, the course's .* or "
-     r"parquet files .*, but found nothing; point"),
+     r"Expected PatchCamelyon in .* in one of the forms official HDF5 files \(.*\), Kaggle's files \(.*\), "
+     r"class folders \(.*\), course folders \(.*\), parquet files \(.*\), but found nothing; set root"),
     (lambda root, patches: None, several(text("a.txt", "a"), text("b.html", "b")), "train",
-     r"but found a\.txt, b\.html; point"),
+     r"but found a\.txt, b\.html; set root"),
     (write_official, lambda root: write_classes(root, noise()), "train",
      r"one form of PatchCamelyon in .*, but found official HDF5 files and class folders; move"),
 ]  # fmt: skip
@@ -440,11 +444,30 @@ def test_hidden_files_are_no_patches(patches: Patches, tmp_path: Path) -> None:
         assert len(PCamDataModule(tmp_path / root, cache_dir=tmp_path / "cache").packed("train")) > 30
 
 
-@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing there"), ("file", "a file")])
-def test_a_root_that_is_no_folder_is_refused(name: str, found: str, tmp_path: Path) -> None:
+def test_where_nothing_lies_the_ways_on_are_named_ready_to_paste(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        find_layout(tmp_path / "data" / "pcam")
+    assert str(raised.value) == (
+        f"Expected a folder with PatchCamelyon at {tmp_path}/data/pcam, but found nothing there; set root to a folder "
+        f"of yours (--data.root DIR), or fetch the data set (pcam prepare_data download data/pcam; 8 GB), or make "
+        f"synthetic patches (pcam prepare_data synthesize --output data/synthetic) and train on them (--data.root "
+        f"data/synthetic)."
+    )
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=rf"a folder with PatchCamelyon at .*{name}, but found {found}; correct"):
-        find_layout(tmp_path / name)
+    with pytest.raises(UserError, match=r"a folder with PatchCamelyon at .*file, but found a file; set root to the"):
+        find_layout(tmp_path / "file")
+
+
+def test_the_table_of_the_readme_lists_the_forms() -> None:
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    first = lines.index("| form | what lies in `DIR` |") + 2
+    rows = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("|"), lines[first:])]
+    assert [name for name, _ in rows] == [form.name for form in FORMS]
+    for (_, contents), form in zip(rows, FORMS, strict=True):
+        assert contents.startswith(form.contents)
 
 
 @pytest.mark.real_data
@@ -487,3 +510,8 @@ def test_a_csv_with_any_row_is_read_or_refused_in_a_sentence(
     except UserError as error:
         sentence = str(error)
     assert str(folder) in sentence
+
+
+def test_looking_at_data_needs_no_lightning() -> None:
+    command = "import sys, pcam.data.layouts, pcam.data.inputs; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False, cwd=REPOSITORY).returncode == 0

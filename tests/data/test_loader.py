@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from pcam.data import PCamDataModule
+from pcam.data.augment import augment
 from pcam.data.loader import Batches
 from pcam.data.packed import PackedSplit
+from pcam.data.stain import StainShift, jitter_stains
 from pcam.errors import UserError
 from tests.conftest import COUNTS
 
@@ -106,11 +108,33 @@ def test_the_splits_are_not_swapped(datamodule: PCamDataModule) -> None:
         assert (len(store), store.labels.sum()) == (negatives + positives, positives)
 
 
-def test_reading_batches_leaves_the_global_random_state(datamodule: PCamDataModule) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_batches_without_a_trainer_leaves_the_global_random_state(
+    num_workers: int, patch_root: Path, cache_dir: Path
+) -> None:
+    torch.manual_seed(5)
     before = torch.get_rng_state()
-    list(datamodule.train_dataloader())
-    list(*datamodule.val_dataloader())
+    data = PCamDataModule(
+        patch_root, batch_size=8, num_workers=num_workers, cache_dir=cache_dir, augmentation="d4", stain_jitter=0.1,
+        stain_shifts=[StainShift(eosin=1.1)],
+    )  # fmt: skip
+    data.prepare_data()
+    for loader in (data.train_dataloader(), *data.val_dataloader()):
+        for batch in loader:
+            data.on_after_batch_transfer(batch, 0)
+    list(data.training_patches(16, torch.device("cpu")))
+    batch = next(iter(data.train_dataloader()))
+    chance = {"seed": 1, "epoch": 0}
+    jitter_stains(augment(batch.patches, batch.indices, "d4", **chance), batch.indices, 0.1, **chance)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_without_a_trainer_do_not_depend_on_the_global_random_state(datamodule: PCamDataModule) -> None:
+    orders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        orders.append([batch.indices.tolist() for batch in datamodule.train_dataloader()])
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize(

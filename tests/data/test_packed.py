@@ -7,7 +7,8 @@ import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pcam.data import PCamDataModule, packed
-from pcam.data.layouts import Split, SplitFiles, pixel_hash
+from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
 from pcam.patches import PatchArray
@@ -26,21 +27,48 @@ from tests.data.forms import noise, write_classes, write_official_with_meta
 IMAGES, LABELS = noise()["train"]
 
 
+@dataclass(frozen=True)
+class Rows(Portion):
+    images: PatchArray
+
+    def decode(self) -> PatchArray:
+        return self.images
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory(Split):
+    images: PatchArray
+    before_portion: Callable[[int], object]
+
+    def portions(self, count: int) -> Iterator[Portion]:
+        for start in range(0, len(self.images), count):
+            self.before_portion(start)
+            yield Rows(self.images[start : start + count])
+
+
+@dataclass(frozen=True)
+class Files(SplitFiles):
+    split: Split
+    unpacked: bytes = b""
+
+    @contextmanager
+    def open(self, scratch: Path) -> Iterator[Split]:
+        if self.unpacked:
+            (scratch / "unpacked").write_bytes(self.unpacked)
+        yield self.split
+
+
 def files(
     images: PatchArray = IMAGES, labels: NDArray[np.uint8] = LABELS, signature: str = "one",
-    before_task: Callable[[int], object] = lambda start: None,
+    before_portion: Callable[[int], object] = lambda start: None, unpacked: bytes = b"",
 ) -> SplitFiles:  # fmt: skip
-    """Patches in memory, as a reader gives them; a call before each task can do harm."""
-
-    def read(count: int) -> Iterator[Callable[[], PatchArray]]:
-        for start in range(0, len(images), count):
-            before_task(start)
-            yield partial(images.__getitem__, slice(start, start + count))
-
-    split = Split(
-        [f"patch {row}" for row in range(len(images))], labels, read, [f"s{row}" for row in range(len(images))]
-    )
-    return SplitFiles(signature, lambda scratch: nullcontext(split))
+    """Patches in memory, as a form gives them; a call before each portion can do harm."""
+    rows = range(len(images))
+    split = InMemory(
+        ids=[f"patch {row}" for row in rows], labels=labels, slides=[f"s{row}" for row in rows], images=images,
+        before_portion=before_portion,
+    )  # fmt: skip
+    return Files(signature, None, split, unpacked)
 
 
 @pytest.fixture
@@ -92,7 +120,7 @@ def test_a_store_is_packed_once_and_again_when_its_files_change(path: Path, capl
     caplog.set_level(logging.INFO)
     opened: list[int] = []
     for _ in range(3):
-        pack(files(before_task=opened.append), path, "Packing")
+        pack(files(before_portion=opened.append), path, "Packing")
     assert opened == [0]
     assert pack(files(IMAGES[:30], LABELS[:30], "two", opened.append), path, "Packing").labels.shape == (30,)
     assert opened == [0, 0]
@@ -222,7 +250,7 @@ def test_a_process_that_is_killed_leaves_no_store_and_no_litter(
             patch.setattr(Path, "replace", die)
             harmful = files()
         else:
-            harmful = files(before_task=die)
+            harmful = files(before_portion=die)
         process = in_process(partial(pack, harmful, path, "Packing"))
         process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -239,7 +267,7 @@ def test_of_two_processes_that_start_together_one_packs(path: Path, tmp_path: Pa
     def start_together() -> None:
         barrier.wait()
         log = tmp_path / f"packed by {os.getpid()}"
-        assert len(pack(files(before_task=lambda start: log.touch()), path, "Packing")) == len(LABELS)
+        assert len(pack(files(before_portion=lambda start: log.touch()), path, "Packing")) == len(LABELS)
 
     processes = [in_process(start_together) for _ in range(2)]
     for process in processes:
@@ -254,7 +282,7 @@ def test_a_patch_that_cannot_be_read_leaves_no_store_and_no_litter(path: Path) -
         raise UserError("Expected an image in row 7, but found none.")
 
     with pytest.raises(UserError, match="in row 7"):
-        pack(files(before_task=fail), path, "Packing")
+        pack(files(before_portion=fail), path, "Packing")
     assert [found.name for found in path.parent.iterdir()] == ["train.h5.lock"]
 
 
@@ -262,22 +290,14 @@ def test_a_full_disk_is_noticed_before_the_first_patch(path: Path, monkeypatch: 
     usage = shutil.disk_usage(path.parent.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"0\.0 GB of free disk space to pack into .*, but found 0\.0 GB; make room"):
-        pack(files(before_task=die), path, "Packing")
+        pack(files(before_portion=die), path, "Packing")
 
 
 def test_what_opening_has_unpacked_already_needs_no_room_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed: list[int] = []
     monkeypatch.setattr(packed, "_require_space", lambda folder, space: needed.append(space))
-    plain = files()
-
-    @contextmanager
-    def unpacking(scratch: Path) -> Iterator[Split]:
-        (scratch / "unpacked").write_bytes(bytes(1000))
-        with plain.open(scratch) as split:
-            yield split
-
-    pack(plain, path, "Packing")
-    pack(SplitFiles("other", unpacking), path, "Packing")
+    pack(files(), path, "Packing")
+    pack(files(signature="other", unpacked=bytes(1000)), path, "Packing")
     assert needed[0] - needed[1] == 1000
 
 

@@ -12,7 +12,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pcam.data.synthetic import draw_patch, iterate_patches, synthesize, write_class_folders
+from pcam.data.painting import draw_patch
+from pcam.data.synthetic import iterate_patches, synthesize, write_class_folders
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import CENTRE_START, CENTRE_STOP, PATCH_SIZE, PatchArray
@@ -111,7 +112,7 @@ def test_ring_does_not_tell_the_classes_apart(many: Labelled) -> None:
 def test_patches_are_stained_like_camelyon(many: Labelled) -> None:
     patches, _ = many
     red, green, blue = patches.mean(axis=(0, 1, 2))
-    assert green < red < 200  # hematoxylin and eosin both take green
+    assert green < red < 200  # haematoxylin and eosin both take green
     assert green < blue < 200
     assert patches.mean(axis=(1, 2)).std(axis=0).min() > 10  # slides differ
 

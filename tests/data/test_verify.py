@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from pcam.data import PCamDataModule
-from pcam.data.verify import OFFICIAL_MD5, Finding, verify
+from pcam.data.layouts import official
+from pcam.data.layouts.official import OFFICIAL_MD5
+from pcam.data.verify import Finding, verify
 from tests.conftest import load_script
 from tests.data.forms import (
     STEM,
@@ -31,41 +33,44 @@ def faults(findings: list[Finding]) -> list[str]:
 
 
 @pytest.mark.parametrize("write", [write_official, write_official_packed])
-def test_official_files_are_compared_with_their_md5(write: Callable[[Path, Patches], None], tmp_path: Path) -> None:
+def test_official_files_are_compared_with_their_md5(
+    write: Callable[[Path, Patches], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, PATCHES)
     paths = sorted(tmp_path.glob(f"{STEM}*"))
     md5s = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
+    monkeypatch.setattr(official, "OFFICIAL_MD5", md5s)
     data = PCamDataModule(tmp_path, cache_dir=tmp_path / "cache")
-    findings = verify(data, md5s)
+    findings = verify(data)
     assert sorted(finding.subject for finding in findings) == [path.name for path in paths]
     assert not faults(findings)
     contents = bytearray(paths[2].read_bytes())
     contents[-100] ^= 1
     paths[2].write_bytes(contents)
     found = hashlib.md5(contents).hexdigest()
-    assert faults(verify(data, md5s)) == [
-        f"{paths[2].name}: its MD5 is {found}, not {md5s[paths[2].name]}; fetch it anew"
-    ]
+    assert faults(verify(data)) == [f"{paths[2].name}: its MD5 is {found}, not {md5s[paths[2].name]}; fetch it anew"]
 
 
-def test_swapped_splits_are_named(tmp_path: Path) -> None:
+def test_swapped_splits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_official(tmp_path, PATCHES)
     md5s = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in tmp_path.glob(f"{STEM}*")}
+    monkeypatch.setattr(official, "OFFICIAL_MD5", md5s)
     valid, test = (tmp_path / f"{STEM}_{split}_x.h5" for split in ("valid", "test"))
     valid.rename(tmp_path / "third")
     test.rename(valid)
     (tmp_path / "third").rename(test)
-    assert faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path / "cache"), md5s)) == [
+    assert faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path / "cache"))) == [
         f"{valid.name}: valid and test are swapped: this is the official {test.name}; rename it",
         f"{test.name}: valid and test are swapped: this is the official {valid.name}; rename it",
     ]
 
 
-def test_a_missing_official_file_is_a_fault(tmp_path: Path) -> None:
+def test_a_missing_official_file_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_official(tmp_path, {"test": PATCHES["test"]})
     md5s = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in tmp_path.glob(f"{STEM}*")}
+    monkeypatch.setattr(official, "OFFICIAL_MD5", md5s)
     (tmp_path / f"{STEM}_test_y.h5").unlink()
-    found = faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path / "cache"), md5s))
+    found = faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path / "cache")))
     assert found == [f"{STEM}_test_y.h5: it is missing; fetch it with scripts/prepare_data.py download"]
 
 

@@ -1,24 +1,36 @@
-"""Every form PatchCamelyon comes in, found by looking at the folder and read as splits.
+"""Every form that PatchCamelyon comes in: found by looking at the folder, read as splits, verified.
 
-One reader a form: a function that takes the root and returns a `Layout`, or None if the root does not hold its form.
-Adding a form is writing a reader and naming it in `READERS`.
+`pcam.data.layouts.form` says what a form is and how to add one.
 """
 
 from pathlib import Path
 from typing import Final
 
-from pcam.data.layouts.folders import read_class_folders, read_course_folders
+from pcam.data.layouts.folders import ClassFolders, CourseFolders
+from pcam.data.layouts.form import Form, Layout, Portion, Split, SplitFiles
 from pcam.data.layouts.images import pixel_hash, read_image
-from pcam.data.layouts.kaggle import read_kaggle
-from pcam.data.layouts.layout import Layout, Split, SplitFiles
-from pcam.data.layouts.official import read_official
-from pcam.data.layouts.parquet import read_parquet
+from pcam.data.layouts.kaggle import Kaggle
+from pcam.data.layouts.official import Official
+from pcam.data.layouts.parquet import Parquet
 from pcam.data.layouts.tables import listed
 from pcam.errors import UserError
 
-__all__ = ["READERS", "Layout", "Split", "SplitFiles", "find_layout", "pixel_hash", "read_image"]
+__all__ = ["FORMS", "Form", "Layout", "Portion", "Split", "SplitFiles", "find_layout", "pixel_hash", "read_image"]
 
-READERS: Final = (read_official, read_kaggle, read_class_folders, read_course_folders, read_parquet)
+FORMS: Final[tuple[Form, ...]] = (
+    Official(),
+    Kaggle(),
+    ClassFolders(),
+    CourseFolders(),
+    Parquet(),
+)
+"""All forms. The table in the README lists them too, and a test compares the two."""
+
+_OTHER_WAYS: Final = (
+    "set root to a folder of yours (--data.root DIR), or fetch the data set (pcam prepare_data download data/pcam; "
+    "8 GB), or make synthetic patches (pcam prepare_data synthesize --output data/synthetic) and train on them "
+    "(--data.root data/synthetic)"
+)
 
 
 def find_layout(root: Path) -> Layout:
@@ -31,25 +43,27 @@ def find_layout(root: Path) -> Layout:
         What was found.
 
     Raises:
-        UserError: If `root` is missing, is no folder, or holds no form that a reader knows, or more than one.
+        UserError: If `root` is missing, is no folder, or holds no form that is known, or more than one.
     """
     if not root.exists():
-        raise UserError(
-            f"Expected a folder with PatchCamelyon at {root}, but found nothing there; correct --data.root."
-        )
+        raise UserError(f"Expected a folder with PatchCamelyon at {root}, but found nothing there; {_OTHER_WAYS}.")
     if not root.is_dir():
-        raise UserError(f"Expected a folder with PatchCamelyon at {root}, but found a file; correct --data.root.")
-    layouts = [layout for reader in READERS if (layout := reader(root)) is not None]
-    if not layouts:
         raise UserError(
-            f"Expected PatchCamelyon in {root} as the official files (camelyonpatch_level_2_split_train_x.h5 or "
-            f".h5.gz, ...), Kaggle's (train_labels.csv, train/*.tif), class folders (train/0, train/1, valid/0, ...), "
-            f"the course's (train+val/train/0, ...) or parquet files (train-*.parquet, ...), but found "
-            f"{listed(entry.name for entry in root.iterdir())}; point --data.root at the folder that holds the splits."
+            f"Expected a folder with PatchCamelyon at {root}, but found a file; set root to the folder that holds the "
+            f"splits (--data.root DIR)."
         )
-    if len(layouts) > 1:
+    found = {form: splits for form in FORMS if (splits := form.splits(root))}
+    if not found:
+        known = ", ".join(f"{form.name} ({form.contents.replace('`', '')})" for form in FORMS)
         raise UserError(
-            f"Expected one form of PatchCamelyon in {root}, but found {' and '.join(layout.name for layout in layouts)}"
-            f"; move all but one to other folders."
+            f"Expected PatchCamelyon in {root} in one of the forms {known}, but found "
+            f"{listed(entry.name for entry in root.iterdir())}; set root to the folder that holds the splits "
+            f"(--data.root DIR)."
         )
-    return layouts[0]
+    if len(found) > 1:
+        raise UserError(
+            f"Expected one form of PatchCamelyon in {root}, but found {' and '.join(form.name for form in found)}; "
+            f"move all but one to other folders."
+        )
+    ((form, splits),) = found.items()
+    return Layout(form, root, splits, form.unlabelled(root))

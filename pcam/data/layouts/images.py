@@ -3,15 +3,21 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from pcam.data.layouts.files import require_file
+from pcam.data.layouts.form import Portion, Split
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray
 
@@ -19,8 +25,28 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 """Compared in lower case."""
 
 
+FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP")
+"""What is decoded, by Pillow's names. Of other formats Pillow does not tell whether it has cut their bits to 8."""
+
+CODECS: Final = {
+    33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA",
+    34934: "JPEG XR", 22610: "JPEG XR", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
+"""Compressions of TIFF that Pillow never decodes, or only if it was built so, by their numbers.
+
+Source: libtiff 4.7, tiff.h; Aperio's and Hamamatsu's files for 33003, 33005 and 22610.
+"""
+
+
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image, and not that of what macOS keeps beside one."""
+    """Say whether a file is an image by its name, and is not one of the hidden files that macOS keeps beside images.
+
+    Args:
+        name: The file's name, without its folder.
+
+    Returns:
+        Whether it is.
+    """
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
@@ -31,21 +57,22 @@ def image_files(folder: Path) -> list[tuple[str, os.stat_result]]:
         folder: The folder; what lies in folders below it does not count.
 
     Returns:
-        Name and status of each, by name.
+        Name and status of each, in the order of their names.
 
     Raises:
-        UserError: If one is a link to nothing.
+        UserError: If one is no file: a link to nothing, a folder or a named pipe.
     """
     images = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_image(entry.name):
                 try:
-                    images.append((entry.name, entry.stat()))
-                except FileNotFoundError as error:
-                    raise UserError(
-                        f"Expected an image in {entry.path}, but it is a link to nothing; mend it or remove it."
-                    ) from error
+                    status = entry.stat()
+                except OSError:
+                    status = None
+                if status is None or not stat.S_ISREG(status.st_mode):
+                    status = require_file(Path(entry.path), "an image")  # which says what it is instead
+                images.append((entry.name, status))
     return sorted(images)
 
 
@@ -53,14 +80,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode one image file.
 
     Args:
-        path: A JPEG, PNG or TIFF file of 96x96 pixels in 8-bit RGB.
+        path: A JPEG, PNG, TIFF or WebP file of 96x96 pixels in 8-bit RGB. An alpha channel is dropped if it is opaque
+            everywhere.
 
     Returns:
-        Shape (96, 96, 3), values 0..255, as they are stored: a camera's note to turn the picture is not followed.
+        Shape (96, 96, 3), values 0..255, as they are stored: a note to turn the picture is not followed.
 
     Raises:
-        UserError: If the file cannot be read, or is of another size or mode.
+        UserError: If the file cannot be read, or is of another size or kind.
     """
+    require_file(path, "an image")  # to open a named pipe would wait for ever
     return decode_image(path, str(path))
 
 
@@ -75,53 +104,138 @@ def decode_image(source: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
         Shape (96, 96, 3), values 0..255.
 
     Raises:
-        UserError: If the image cannot be read, or is of another size or mode.
+        UserError: If the image cannot be read, or is of another size or kind.
     """
     try:
-        with Image.open(source) as image:
-            if image.size != (PATCH_SIZE, PATCH_SIZE):
-                raise UserError(
-                    f"Expected patches of {PATCH_SIZE}x{PATCH_SIZE} pixels, but {where} has "
-                    f"{image.width}x{image.height}; remove it or cut it to size."
-                )
-            if image.mode != "RGB":
-                raise UserError(
-                    f"Expected patches in 8-bit RGB, but {where} has mode '{image.mode}'; convert it or remove it."
-                )
-            if getattr(image, "is_animated", False):
-                raise UserError(
-                    f"Expected one image in {where}, but found {getattr(image, 'n_frames', 2)} (animation or pages); "
-                    f"keep the one that is meant, or remove it."
-                )
-            return np.asarray(image)
+        with Image.open(source, formats=FORMATS) as image:
+            _require_patch(image, where)
+            if isinstance(image, TiffImageFile):
+                image.getexif()[Base.Orientation] = 1  # else Pillow turns the pixels of TIFF, and of TIFF only
+            transparent = image.info.get("transparency")
+            pixels = np.asarray(image)
     except UserError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files; fuzzing has found six
-        reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(f"Expected an image in {where}, but {_why_not(source, error)}.") from error
+    opaque = pixels[..., 3:].min(initial=255) == 255 and not (
+        isinstance(transparent, tuple) and (pixels == np.array(transparent)).all(axis=-1).any()
+    )
+    if not opaque:
         raise UserError(
-            f"Expected an image in {where}, but it cannot be read ({reason}); replace it or remove it."
-        ) from error
+            f"Expected patches in 8-bit RGB, but {where} has pixels that are transparent; convert it or remove it."
+        )
+    return np.ascontiguousarray(pixels[..., :3])
 
 
-def read_images(root: Path, names: Sequence[str], count: int) -> Iterator[Callable[[], PatchArray]]:
-    """Give the tasks that decode image files.
+def _require_patch(image: Image.Image, where: str) -> None:
+    """Refuse what would not be decoded to the pixels of one patch as they are stored."""
+    width, height = image.size
+    bits, channels = {8}, len(image.getbands())
+    if isinstance(image, TiffImageFile):
+        width, height = image.tag_v2[Base.ImageWidth], image.tag_v2[Base.ImageLength]  # `size` may be turned
+        bits = set(image.tag_v2.get(Base.BitsPerSample, (1,)))
+        channels = image.tag_v2.get(Base.SamplesPerPixel, channels)
+    elif isinstance(image, PngImageFile) and image.tile and str(image.tile[0].args).endswith("16B"):
+        bits = {16}
+    if (width, height) != (PATCH_SIZE, PATCH_SIZE):
+        raise UserError(
+            f"Expected patches of {PATCH_SIZE}x{PATCH_SIZE} pixels, but {where} has {width}x{height}; remove it or cut "
+            f"it to size."
+        )
+    found = None
+    if image.mode not in {"RGB", "RGBA"}:
+        found = f"mode '{image.mode}'"
+    elif bits != {8}:
+        found = f"{max(bits)} bits for each channel"
+    elif channels != len(image.getbands()):
+        found = f"{channels} channels"
+    if found is not None:
+        raise UserError(f"Expected patches in 8-bit RGB, but {where} has {found}; convert it or remove it.")
+    if isinstance(image, TiffImageFile) and _is_sparse(image):
+        raise UserError(
+            f"Expected an image in {where}, but it is a sparse TIFF, some of whose tiles or strips are not stored; "
+            f"write it again as a whole, or remove it."
+        )
+    if getattr(image, "is_animated", False):
+        raise UserError(
+            f"Expected one image in {where}, but found {getattr(image, 'n_frames', 2)} (animation or pages); keep the "
+            f"one that is meant, or remove it."
+        )
+
+
+def _is_sparse(image: TiffImageFile) -> bool:
+    """Look for parts of a TIFF that were never written: where no offset is, Pillow would read the file's own header."""
+    tags = image.tag_v2
+    parts = [tags[tag] for tag in (Base.TileOffsets, Base.StripOffsets) if tag in tags]
+    if tags.get(Base.Compression, 1) != 1:  # of what is not compressed, some programs leave the lengths out
+        parts += [tags[tag] for tag in (Base.TileByteCounts, Base.StripByteCounts) if tag in tags]
+    return any(0 in numbers for numbers in parts)
+
+
+def _why_not(source: Path | io.BytesIO, error: Exception) -> str:
+    """Say why an image cannot be read, and what to do."""
+    codec = CODECS.get(_compression(source))
+    if codec is not None:
+        return f"it is a TIFF compressed with {codec}, which Pillow does not decode here; save it as PNG or LZW TIFF"
+    reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"it cannot be read ({reason}); replace it or remove it"
+
+
+def _compression(source: Path | io.BytesIO) -> int:
+    """Read the number of a TIFF's compression; 0 if it is not to be found."""
+    content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    try:
+        directory = ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])
+        stream = io.BytesIO(content)
+        stream.seek(directory.next)
+        directory.load(stream)
+        return int(directory.get(Base.Compression, 0))
+    except Exception:  # as in `decode_image`
+        return 0
+
+
+@dataclass(frozen=True)
+class ImageFiles(Portion):
+    """Image files that are not decoded yet.
 
     Args:
         root: The folder.
-        names: The files, below it.
-        count: Patches a task.
-
-    Yields:
-        The tasks, in order.
+        names: The files, as paths below it.
     """
 
-    def read(start: int) -> PatchArray:
-        return np.stack([read_image(root / name) for name in names[start : start + count]])
+    root: Path
+    names: Sequence[str]
 
-    for start in range(0, len(names), count):
-        yield partial(read, start)
+    def decode(self) -> PatchArray:
+        """Decode each file."""
+        return np.stack([read_image(self.root / name) for name in self.names])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSplit(Split):
+    """A split whose patches are image files, one each.
+
+    Args:
+        root: The folder.
+        names: The file of each patch, as a path below it.
+    """
+
+    root: Path
+    names: Sequence[str]
+
+    def portions(self, count: int) -> Iterator[ImageFiles]:
+        """Go through the files."""
+        for start in range(0, len(self.names), count):
+            yield ImageFiles(self.root, self.names[start : start + count])
 
 
 def pixel_hash(patch: NDArray[np.uint8]) -> bytes:
-    """The SHA-1 of a patch's 27,648 RGB bytes: equal for identical pixels, and the id that Kaggle gave the patch."""
+    """Hash the pixels of a patch: identical pixels have the same hash, which is also the id that Kaggle gave the patch.
+
+    Args:
+        patch: Shape (96, 96, 3).
+
+    Returns:
+        The SHA-1 of its 27,648 bytes.
+    """
     return hashlib.sha1(np.ascontiguousarray(patch).data, usedforsecurity=False).digest()

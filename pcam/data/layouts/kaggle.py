@@ -2,47 +2,103 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from pcam.data.layouts.files import signature
+from pcam.data.layouts.findings import Finding, balance, first_fault
 from pcam.data.layouts.folders import unlabelled_folder
-from pcam.data.layouts.images import image_files, pixel_hash, read_images
-from pcam.data.layouts.layout import Layout, Split, SplitFiles, signature
+from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
+from pcam.data.layouts.images import ImageFiles, ImageSplit, image_files, is_image, pixel_hash, read_image
 from pcam.data.layouts.official import find_official, official_file, official_meta
 from pcam.data.layouts.tables import checked_ids, checked_labels, listed, read_csv
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.options import SplitName
-from pcam.patches import PatchArray
-
-KAGGLE: Final = "Kaggle's files"
 
 VALID_SHARE: Final = 0.1
 """Share of the labelled patches that makes the valid split; a ninth in the official splits, a tenth in the course's."""
 
 
-def read_kaggle(root: Path) -> Layout | None:
-    """Read `train_labels.csv` and `train/*.tif`, of which a tenth becomes the valid split; `test` has no labels.
+class Kaggle(Form):
+    """`train_labels.csv` and `train/*.tif`, of which a tenth becomes the valid split; `test` has no labels.
 
     The valid split is made of whole slides if they are known: from a CSV with the columns `id` and `slide` (or `wsi`),
-    or from the official files of train with their meta CSV, all beside `train_labels.csv`. Else a hash of the id
+    or from the official files of train with their meta CSV, all beside `train_labels.csv`. Otherwise a hash of the id
     decides, and both splits have patches of the same slides.
     """
-    if not (root / "train_labels.csv").exists():
-        return None
-    splits: dict[SplitName, Callable[[], SplitFiles]] = {
-        "train": partial(_find, root, "train"),
-        "valid": partial(_find, root, "valid"),
-    }
-    return Layout(KAGGLE, root, splits, unlabelled_folder(root))
+
+    name: ClassVar[str] = "Kaggle's files"
+    contents: ClassVar[str] = "`train_labels.csv`, `train/*.tif` and `test/*.tif`"
+
+    def splits(self, root: Path) -> Sequence[SplitName]:
+        """Look for the table of labels."""
+        return ["train", "valid"] if (root / "train_labels.csv").exists() else []
+
+    def find(self, root: Path, split: SplitName) -> SplitFiles:
+        """Find the patches of both splits, and all that decides which of the two a patch is in."""
+        table, official = _slide_table(root), _official_train(root)
+        if table is not None:
+            how = f"of whole slides, by {table}"
+        elif official is not None:
+            how = "of whole slides, by the official files of train beside them"
+        else:
+            how = (
+                "by a seeded hash of their ids: slides are not known, so both splits have patches of the same ones, "
+                "and validation scores are too good"
+            )
+        note = f"A tenth of the labelled patches in {root} makes the split 'valid', chosen {how}."
+        tables = [path for path in (root / "train_labels.csv", table) if path is not None]
+        own = signature([*((path.name, path.stat()) for path in tables), *_files(root)])
+        whole = f"{own} {official.signature if official else None}"
+        return _KaggleFiles(whole, note if split == "valid" else None, root, split)  # the note once for both splits
+
+    def unlabelled(self, root: Path) -> Path | None:
+        """Find the folder `test`."""
+        return unlabelled_folder(root)
+
+    def verify(self, root: Path) -> Iterator[Finding]:
+        """Compare the labels with the files there are, and the name of every image with the hash of its pixels."""
+        try:
+            yield Finding("train_labels.csv", balance(kaggle_labels(root).to_numpy()))
+        except UserError as error:
+            yield Finding("train_labels.csv", "labels", str(error))
+        for folder in (root / "train", self.unlabelled(root)):
+            if folder is not None and folder.is_dir():
+                names = sorted(path.name for path in folder.iterdir() if is_image(path.name))
+                starts = range(0, len(names), TASK_PATCHES)
+                groups = (ImageFiles(folder, names[start : start + TASK_PATCHES]) for start in starts)
+                fault = first_fault(in_threads(_faults_of_names, groups, len(names), f"Hashing {folder.name}"))
+                yield Finding(f"{folder.name}/*.tif", f"{len(names):,} images", fault)
+
+
+@dataclass(frozen=True)
+class _KaggleFiles(SplitFiles):
+    root: Path
+    split: SplitName
+
+    @contextmanager
+    def open(self, scratch: Path) -> Iterator[Split]:
+        labels = kaggle_labels(self.root)
+        slides = _slides(self.root, labels.index, scratch)
+        valid = _choose_patches(labels.index) if slides is None else _choose_slides(slides, self.root)
+        rows = valid == (self.split == "valid")
+        ids = labels.index[rows].tolist()
+        where = f"the split '{self.split}' made of {self.root / 'train_labels.csv'}"
+        yield ImageSplit(
+            ids=ids,
+            labels=checked_labels(labels[rows], where),
+            slides=None if slides is None else slides[rows].tolist(),
+            root=self.root,
+            names=[f"train/{patch_id}.tif" for patch_id in ids],
+        )
 
 
 def kaggle_labels(root: Path) -> pd.Series:
@@ -82,40 +138,6 @@ def _files(root: Path) -> list[tuple[str, os.stat_result]]:
             f"Expected a folder {folder} beside train_labels.csv, but found none; unpack Kaggle's archive anew."
         )
     return image_files(folder)
-
-
-def _find(root: Path, split: SplitName) -> SplitFiles:
-    """Find the patches of both splits, and all that decides which of them a patch is in."""
-    table, official = _slide_table(root), _official_train(root)
-    if table is not None:
-        how = f"of whole slides, by {table}"
-    elif official is not None:
-        how = "of whole slides, by the official files of train beside them"
-    else:
-        how = (
-            "by a seeded hash of their ids: slides are not known, so both splits have patches of the same ones, and "
-            "validation scores are too good"
-        )
-    if split == "valid":  # once for both
-        rank_zero_info(f"A tenth of the labelled patches in {root} makes the split 'valid', chosen {how}.")
-    tables = [path for path in (root / "train_labels.csv", table) if path is not None]
-    own = signature([*((path.name, path.stat()) for path in tables), *_files(root)])
-    return SplitFiles(f"{own} {official.signature if official else None}", partial(_open, root, split))
-
-
-@contextmanager
-def _open(root: Path, split: SplitName, scratch: Path) -> Iterator[Split]:
-    labels = kaggle_labels(root)
-    slides = _slides(root, labels.index, scratch)
-    valid = _choose_patches(labels.index) if slides is None else _choose_slides(slides, root)
-    rows = valid == (split == "valid")
-    ids = labels.index[rows].tolist()
-    yield Split(
-        ids,
-        checked_labels(labels[rows], f"the split '{split}' made of {root / 'train_labels.csv'}"),
-        partial(read_images, root, [f"train/{patch_id}.tif" for patch_id in ids]),
-        None if slides is None else slides[rows].tolist(),
-    )
 
 
 def _choose_patches(ids: pd.Index) -> NDArray[np.bool_]:
@@ -186,13 +208,28 @@ def _official_train(root: Path) -> SplitFiles | None:
 
 
 def _slides_by_pixels(files: SplitFiles, scratch: Path) -> pd.Series:
-    """The slide of each SHA-1 of a patch's pixels."""
-
-    def hash_patches(read: Callable[[], PatchArray]) -> list[str]:
-        return [pixel_hash(patch).hex() for patch in read()]
-
+    """Look up the slide of each SHA-1 of a patch's pixels."""
     with files.open(scratch) as split:
-        tasks = (partial(hash_patches, read) for read in split.read(TASK_PATCHES))
-        chunks = list(in_threads(tasks, len(split.ids), "Looking up slides in the official files"))
+        portions = split.portions(TASK_PATCHES)
+        chunks = in_threads(_hashes, portions, len(split.ids), "Looking up slides in the official files")
         slides = pd.Series(split.slides, [pixels for chunk in chunks for pixels in chunk])
     return slides[~slides.index.duplicated()]
+
+
+def _hashes(portion: Portion) -> list[str]:
+    return [pixel_hash(patch).hex() for patch in portion.decode()]
+
+
+def _faults_of_names(files: ImageFiles) -> list[str | None]:
+    """Say what is wrong with each of Kaggle's images, whose names are the hashes of their pixels."""
+    faults: list[str | None] = []
+    for name in files.names:
+        path = files.root / name
+        try:
+            right = pixel_hash(read_image(path)).hex() == path.stem
+            faults.append(
+                None if right else f"{path} has other pixels than its name says; unpack Kaggle's archive anew"
+            )
+        except UserError as error:
+            faults.append(str(error))
+    return faults

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pcam.data.layouts.layout import unreadable
+from pcam.data.layouts.files import unreadable
 from pcam.errors import UserError
 from pcam.patches import CLASS_NAMES
 
