@@ -33,7 +33,7 @@ from pcam.evaluation.figures import (
 )
 from pcam.evaluation.metrics import CALIBRATION_BINS, Calibration, Choices, Estimate, Measurement
 from pcam.evaluation.predictions import Predictions
-from pcam.evaluation.readers import Inference, infer_arm
+from pcam.evaluation.seeds import Inference, infer_arm
 from pcam.evaluation.statistics import RESAMPLES, SEED, delong_covariance, delong_test, interval
 from pcam.options import CheckpointName, SplitName
 from pcam.run_folder import RunFolder, are_seeds

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
-from pcam.evaluation.readers import Inference
+from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import SEED, resample_units
 from pcam.study.plan import Published, Question, Reading
 from pcam.study.results import RunResult

@@ -19,7 +19,7 @@ from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import cross_entropy
-from pcam.evaluation.readers import LEVEL, Inference, compare_arms, holm, infer_arm
+from pcam.evaluation.seeds import LEVEL, Inference, compare_arms, holm, infer_arm
 from pcam.evaluation.statistics import delong_covariance, mean_covariance
 from pcam.study.figures import forest_figure, loss_figure, published_roc_figure, roc_of_arms_figure
 from pcam.study.plan import FIRST_READING, READING_NAMES, Plan, Question, Reading
