@@ -18,7 +18,7 @@ from pcam.evaluation.predictions import Predictions
 from pcam.run_folder import RunFolder
 from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
 from pcam.study.report import write_report
-from pcam.study.results import RunResult, measure_predictions, write_result
+from pcam.study.results import RunResult, compute_metrics, write_result
 from pcam.study.runner import StudyFolder
 from tests.conftest import REPOSITORY
 
@@ -38,7 +38,7 @@ PLAN = Plan(
         "absent": Arm("absent network", CONFIG),
     },
     questions=[
-        Question("Is good better than poor?", "good", "poor", "reestimated", "difference"),
+        Question("Is good better than poor?", "good", "poor", "reestimated", "difference", change="more signal"),
         Question("Is good as good as the same?", "good", "same", "reestimated", "equivalence", 0.05),
         Question("Does the lag hide it?", "good", "good", "reestimated", "difference", other_reading="momentum_0.001"),
         Question("Is good within .01 of poor?", "good", "poor", "reestimated", "equivalence", 0.01),
@@ -126,23 +126,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 def test_each_question_has_an_answer_that_follows_from_its_test(folder: StudyFolder) -> None:
     table = pd.read_csv(folder.report / "questions.csv")
     answers = table["answer"].tolist()
-    assert re.match(
-        r"They differ: good network has a higher AUROC than poor network, by 0\.\d{4} .* 2 seeds", answers[0]
+    assert re.fullmatch(r"More signal raised AUROC by \.\d{3} \(\.\d{3} to \.\d{3}\)\.", answers[0])
+    assert re.fullmatch(
+        r'"good network" and "the same again" are equally good: AUROC differs by [-+]\.\d{3,4} '
+        r"\(90 % interval -\.\d{3,4} to \+\.\d{3,4}\), less than the margin of \.05\.",
+        answers[1],
     )
-    assert re.match("Yes: good network and the same again are as good as each other within 0.05", answers[1])
-    assert re.match(
-        r"They differ: good network \(re-estimated\) has a higher AUROC than good network \(momentum", answers[2]
+    assert re.fullmatch(
+        r'AUROC was \.\d{3} \(\.\d{3} to \.\d{3}\) higher with "good network \(re-estimated\)" than with '
+        r"\"good network \(momentum 0\.001 \(Keras's 0\.999\)\)\"\.",
+        answers[2],
     )
-    assert re.match("No: good network is better by more than 0.01, by its interval", answers[3])
-    assert "p = " not in answers[3]  # of the test of equivalence: it speaks of another claim
-    assert re.match(
-        r"Not shown: good network and the same again may differ or not .* Asked alone, a difference of about",
+    assert re.fullmatch(r"AUROC was \.\d{3} .* higher with .* than with .*, more than the margin of \.01\.", answers[3])
+    assert re.fullmatch(
+        r'These runs do not show whether AUROC differs between "good network" and "the same again": the difference may '
+        r"be anything from -\.\d{3,4} to \+\.\d{3,4}\.",
         answers[4],
     )
-    assert answers[5] == "Not answered: no seed of both good network and absent network is done."
+    assert answers[5] == 'There is no answer yet: no seed of both "good network" and "absent network" is done.'
     assert table["seeds"].tolist() == [2, 3, 3, 2, 3, 0]
+    assert table["shown"].tolist() == [True, True, True, False, False, False]
     assert (table["p_holm"] >= table["p"]).all()
     assert table["p_holm"][5] == 1
+    page = (folder.report / "report.md").read_text()
+    details = {line for line in page.splitlines() if line.startswith("- **") and "Difference of" in line}
+    assert len(details) == 5
+    assert sum("would have been found four times out of five" in line for line in details) == 1
+    (refuted,) = (line for line in details if "within .01 of poor" in line)
+    assert "p = " not in refuted  # of the test of equivalence: it speaks of another claim
 
 
 def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
@@ -238,20 +249,20 @@ def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder)
         "absent network, seeds 2, 3: not trained yet",
         "poor network, seed 3: not trained yet",
         "Slides are not known",
-        "identical patches count together",
+        "Identical patches count together",
         "resamples of 200 groups of identical patches",
         "lag.csv",
         "It prints another number.",
         "0.69151",
         "-0.02120",  # 0.5138 - 0.5350, published
-        "(ln 2 is 0.693)",
+        "ln 2 = .693",
     ):
         assert expected in text
 
 
 def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
     names = {path.name for path in (folder.report / "figures").iterdir()}
-    stems = {"roc_arms", "forest", "roc_good", "loss_good", "loss_same", "loss_poor"}
+    stems = {"all_arms", "forest", "roc_good", "loss_good", "loss_same", "loss_poor"}
     assert names == {f"{stem}.{ending}" for stem in stems for ending in ("svg", "png")}
 
 
@@ -270,8 +281,9 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
         make_run(made, Run("absent", seed), 1.0, shifted_signal=0.8)
     write_report(plan, made)
     answer = pd.read_csv(made.report / "questions.csv")["answer"][0]
-    assert answer.startswith(
-        "They differ: absent network (stains shifted) has a higher AUROC than poor network (stains shifted)"
+    assert re.fullmatch(
+        r'AUROC on patches with shifted stains was \.\d{3} .* higher with "absent network" than with "poor network"\.',
+        answer,
     )
     text = (made.report / "report.md").read_text()
     assert "| poor network | as trained | 3 |" in text
@@ -293,9 +305,9 @@ def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
     make_run(made, Run("good", 1), 1.0)
     make_run(made, Run("poor", 1), 0.1)
     write_report(replace(PLAN, seeds=[1]), made)
-    answer = pd.read_csv(made.report / "questions.csv")["answer"][0]
-    assert "; 1 seed). One seed: the interval counts the patches only, not the seed." in answer
-    assert "nan" not in (made.report / "report.md").read_text()
+    text = (made.report / "report.md").read_text()
+    assert "One seed: the interval counts the patches only, and another seed would give another network; p " in text
+    assert "nan" not in text
 
 
 def test_a_study_without_a_run_has_no_report(tmp_path: Path) -> None:
@@ -332,7 +344,7 @@ def test_runs_of_another_arm_are_refused(tmp_path: Path) -> None:
             write_report(PLAN, made)
 
 
-@pytest.mark.parametrize("name", ["study.json", "study_valid.csv", "metrics.csv"])
+@pytest.mark.parametrize("name", ["study.json", "study/valid_momentum_0.001.csv.gz", "metrics.csv"])
 @pytest.mark.parametrize("part", [None, 0.0, 0.5])
 def test_a_run_that_is_not_whole_is_named(name: str, part: float | None, tmp_path: Path) -> None:
     made = StudyFolder(tmp_path)
@@ -346,7 +358,7 @@ def test_a_run_that_is_not_whole_is_named(name: str, part: float | None, tmp_pat
         with pytest.raises(UserError, match="Expected at least one run that is done"):
             write_report(PLAN, made)
     elif (name, part) != ("metrics.csv", 0.5):  # nothing tells that later steps are missing
-        with pytest.raises(UserError, match=rf"Expected .*{name}.* not whole"):
+        with pytest.raises(UserError, match=rf"Expected .*{name}.* (not whole|cannot be read)"):
             write_report(PLAN, made)
 
 
@@ -359,7 +371,7 @@ def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path
     run = RunResult.read(made.runs / "good_seed_1" / "version_0" / "study.json", "valid")
     assert run.units == slides
     text = (made.report / "report.md").read_text()
-    assert "patches of one slide count together" in text
+    assert "Patches of one slide count together" in text
     assert "2,000 resamples of 20 slides and of seeds." in text
     assert "Slides are not known" not in text
     known, unknown = (
@@ -372,4 +384,4 @@ def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path
 
 def test_metrics_of_scores_that_saturate_are_finite() -> None:
     made = Predictions(["a", "b"], np.array([0, 1], np.uint8), np.array([100, -100], np.float32), ["a", "b"])
-    assert measure_predictions(made) == {"auroc": 0, "average_precision": 0.5, "accuracy": 0, "loss": 100}
+    assert compute_metrics(made) == {"auroc": 0, "average_precision": 0.5, "accuracy": 0, "loss": 100}
