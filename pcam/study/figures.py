@@ -26,7 +26,18 @@ COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00
 """The colours of Okabe and Ito 2008, "Color universal design", with brown and grey instead of their light blue and
 yellow: the one is too close to blue, and the other too light for lines."""
 
-LINE_STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)), (0, (1, 1)))
+LineStyle = str | tuple[int, tuple[int, ...]]
+
+LINE_STYLES: Final[Sequence[LineStyle]] = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (3, 1)),
+    (0, (1, 1)),
+)
 
 MOST_BANDS: Final = 3
 """Curves up to which their bands are drawn: more of them would only hide each other, and the legend has intervals."""
@@ -53,6 +64,18 @@ class ForestRow(NamedTuple):
     sides: tuple[str, str]
 
 
+def curve_style(index: int) -> tuple[str, LineStyle]:
+    """Choose the colour and the line style of a curve, a pair that comes only once among 64 curves.
+
+    Args:
+        index: The number of the curve, from 0.
+
+    Returns:
+        The colour and the line style, as matplotlib takes them.
+    """
+    return COLORS[index % len(COLORS)], LINE_STYLES[(index + index // len(COLORS)) % len(LINE_STYLES)]
+
+
 def roc_of_arms_figure(arms: Mapping[str, tuple[Sequence[RunResult], Inference]], reading: Reading) -> Figure:
     """Draw the ROC curve of each arm, as the mean over its seeds.
 
@@ -67,15 +90,15 @@ def roc_of_arms_figure(arms: Mapping[str, tuple[Sequence[RunResult], Inference]]
     figure = Figure(figsize=(7, 7.4 + 0.2 * len(arms)), layout="constrained")
     axes = figure.subplots()
     for index, (label, (runs, mean)) in enumerate(arms.items()):
-        color, letter = COLORS[index % len(COLORS)], chr(ord("A") + index % 26)
-        style = LINE_STYLES[(index + index // len(COLORS)) % len(LINE_STYLES)]  # no pair comes twice in 64 arms
+        letter = chr(ord("A") + index % 26)
+        color, style = curve_style(index)
         curve, low, high = _roc(runs, reading, with_band=len(arms) <= MOST_BANDS)
         if low is not None and high is not None:
             axes.fill_between(ROC_GRID, low, high, color=color, alpha=0.15, linewidth=0)
         text = f"{letter}: {_plain(label)}, {mean.estimate:.4f} ({interval_words(mean.interval())})"
         axes.plot(ROC_GRID, curve, color=color, linestyle=style, linewidth=1.6, label=text)
-        # One letter after the other along the falling diagonal's direction, so that close curves have theirs apart.
-        place = np.interp(0.25 + 0.5 * (index + 0.5) / len(arms), (1 - ROC_GRID + curve)[::-1] / 2, ROC_GRID[::-1])
+        # Each letter further along its curve than the one before, so that close curves have theirs apart.
+        place = np.interp(0.3 + 0.5 * (index + 0.5) / len(arms), (ROC_GRID + curve) / 2, ROC_GRID)
         height = np.interp(place, ROC_GRID, curve)
         axes.text(
             place, height, letter, color=color, fontsize=9, fontweight="bold", ha="center", va="center",

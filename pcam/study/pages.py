@@ -15,8 +15,8 @@ from xml.etree.ElementTree import Element
 import markdown
 from jinja2 import Environment, StrictUndefined
 
-_ENTITIES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "~": "&#126;", "$": "&#36;"}
-"""Characters that not every reader of Markdown lets a backslash escape, or that HTML knows."""
+_ENTITIES: Final = {"&": "&amp;", "<": "&lt;", "~": "&#126;", "$": "&#36;"}
+"""Characters that are markup of HTML, or that not every reader of Markdown lets a backslash escape."""
 
 
 class Block(str):
@@ -26,7 +26,7 @@ class Block(str):
 
 
 def escape(text: str) -> str:
-    """Escape text so that Markdown shows it as it is, on one line, wherever it stands.
+    """Escape text so that Markdown shows it as it is, on one line, anywhere but at the beginning of a line.
 
     Args:
         text: Any text; spaces, ends of lines and control characters become single spaces.
@@ -35,9 +35,13 @@ def escape(text: str) -> str:
         Markdown without any markup.
     """
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    line = re.sub(r"[\\`*_{}\[\]|#]", r"\\\g<0>", line)
-    line = re.sub(r"^([-+])(?=\s|$)|^(\d+)([.)])(?=\s|$)", r"\2\\\1\3", line)  # else a list would begin
-    return "".join(_ENTITIES.get(char, char) for char in line)
+    markup = r"&(?=[#\w])|<(?=[\w/!?])|[~$\\`*_{}\[\]|#]"
+    return re.sub(markup, lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line)
+
+
+def _escape_beginning(line: str) -> str:
+    """Escape what would begin a list or a quotation at the beginning of a line."""
+    return re.sub(r"^([-+>])|^(\d+)([.)])", r"\2\\\1\3", line)
 
 
 def table_block(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:
@@ -86,7 +90,7 @@ def render_markdown(template: str, context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: value if isinstance(value, Block) else escape(str(value)),
+        finalize=lambda value: value if isinstance(value, Block) else _escape_beginning(escape(str(value))),
     )
     page = environment.from_string(_read(template)).render(context)
     return re.sub(r"\n{3,}", "\n\n", page)

@@ -340,8 +340,8 @@ def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[P
             figure = published_roc_figure(label, runs, published)
             alternative = f"ROC curves of {label}; {_reading_words(runs, 'auroc')}."
             pictures.append(Picture(f"roc_{arm}", figure, caption, alternative))
-        again = f"Published figure {published.loss_figure} again: " if published and published.loss_figure else ""
-        caption = f"{again}losses of {label}. Thin lines: each seed; thick lines: their mean."
+        again = f"Published figure {published.loss_figure} again: l" if published and published.loss_figure else "L"
+        caption = f"{again}osses of {label}. Thin lines: each seed; thick lines: their mean."
         alternative = f"Losses of {label} over steps. At the last step: {_reading_words(runs, 'loss')}."
         pictures.append(Picture(f"loss_{arm}", loss_figure(label, runs, published), caption, alternative))
     return pictures

@@ -186,11 +186,12 @@ def lag_words(results: Results, lags: Sequence[Lag]) -> str:
     """Say how much of the statistics before training is left in those of the published study's momentum."""
     steps = sorted({run.record["step"] for lag in lags for run in results[lag.arm].values()})
     shares = [f"{_share_words(share_of_start(number))} after {number:,} steps" for number in steps]
+    listed = " and ".join(filter(None, [", ".join(shares[:-1]), shares[-1]]))
     momentum = READING_MOMENTA[PUBLISHED_READING]
     return (
         f"With the published study's momentum, {1 - momentum:g} in Keras's convention and {momentum:g} in PyTorch's, "
         f"the statistics that evaluation uses follow the network slowly: of what they were before training, "
-        f"{', '.join(shares)} is still in them."
+        f"{listed} {'are' if len(shares) > 1 else 'is'} still in them."
     )
 
 

@@ -16,6 +16,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from pcam.errors import UserError
 from pcam.evaluation.predictions import Predictions
 from pcam.run_folder import RunFolder
+from pcam.study.analysis import mean_auroc
+from pcam.study.figures import curve_style, roc_of_arms_figure
 from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
 from pcam.study.report import write_report
 from pcam.study.results import RunResult, compute_metrics, write_result
@@ -213,14 +215,16 @@ def test_a_network_without_batch_norm_reads_the_same_in_all(folder: StudyFolder)
 
 
 class Page(HTMLParser):
-    """What a browser would load, and the alternatives of images."""
+    """The tags, what a browser would load, and the alternatives of images."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.tags: set[str] = set()
         self.sources: list[str] = []
         self.alternatives: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
         found = dict(attributes)
         if tag in ("img", "script", "link", "iframe"):
             self.sources.append(found.get("src") or found.get("href") or "")
@@ -240,6 +244,47 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(folder: StudyF
     assert "<made up>" not in text
 
 
+def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
+    label = "a|b *c* <script>alert(1)</script> $\\frac{$ [d](javascript:e)\nf"
+    plan = replace(PLAN, arms=dict(PLAN.arms) | {"good": replace(PLAN.arms["good"], label=label)})
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    make_run(made, Run("poor", 1), 0.1)
+    write_report(plan, made)
+    text = (made.report / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert "script" not in page.tags
+    assert "href" not in text
+    assert "<td>a|b *c* &lt;script&gt;alert(1)&lt;/script&gt; $\\frac{$ [d](javascript:e) f</td>" in text
+
+
+def test_the_same_results_give_the_same_bytes(folder: StudyFolder, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.report.rglob("*") if path.is_file()}
+    write_report(PLAN, folder)
+    assert len(before) == 2 + 5 + 12
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+
+
+def test_curves_can_be_told_apart_without_colour(folder: StudyFolder) -> None:
+    """By their line, for as many arms as the largest shipped study has, and by a letter on each."""
+    runs = [RunResult.read(folder.runs / "good_seed_1" / "version_0" / "study.json", "valid")]
+    arms = {f"arm {index}": (runs, mean_auroc(runs, "reestimated")) for index in range(10)}
+    (axes,) = roc_of_arms_figure(arms, "reestimated").axes
+    letters = [text.get_text() for text in axes.texts]
+    labels = [str(line.get_label()) for line in axes.lines if not str(line.get_label()).startswith("_")]
+    assert letters == list("ABCDEFGHIJ")
+    assert [label.partition(",")[0] for label in labels] == [
+        f"{letter}: {label}" for letter, label in zip(letters, arms, strict=True)
+    ]
+    assert len({text.get_position() for text in axes.texts}) == len(arms)
+    styles = [curve_style(index) for index in range(64)]
+    assert len(set(styles)) == len(styles)
+    assert len({dashes for _, dashes in styles[:8]}) == 8
+
+
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
 def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder) -> None:
     text = " ".join((folder.report / name).read_text().split())
@@ -256,6 +301,7 @@ def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder)
         "0.69151",
         "-0.02120",  # 0.5138 - 0.5350, published
         "ln 2 = .693",
+        "of what they were before training, 99.0 % after 10 steps is still in them",  # 0.999 to the power of 10
     ):
         assert expected in text
 
