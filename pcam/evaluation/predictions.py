@@ -95,6 +95,8 @@ class Predictions:
             UserError: If the file is not there, or is not whole.
         """
         try:
+            if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+                raise ValueError("it is no file")
             content = path.read_bytes()
             text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode(errors="surrogateescape")
             if not text.endswith("\n"):

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from pcam.atomic import atomic_path
@@ -19,10 +20,16 @@ from pcam.evaluation.predictions import Predictions
 from pcam.options import SplitName
 from pcam.run_folder import RunFolder
 from pcam.study.plan import Metric, Run
-from pcam.study.readings import TRAINED_READING, Reading, reading_names
+from pcam.study.readings import READINGS, TRAINED_READING, Reading, reading_names
 
 METRICS: Final[Sequence[Metric]] = ("auroc", "average_precision", "accuracy", "loss")
 """What is computed of each reading: accuracy is at a score of 0.5, and loss is in nats."""
+
+_RECORD_KEYS: Final = (
+    "split", "patches", "step", "batch_size", "train_patches", "passes", "data_fingerprint", "seconds", "environment",
+    "readings",
+)  # fmt: skip
+_ENVIRONMENT_KEYS: Final = ("python", "packages", "device", "threads", "git_commit", "data_fingerprints")
 
 PREDICTIONS_FOLDER: Final = "study"
 """The folder below a run's folder with the predictions of each reading."""
@@ -70,11 +77,42 @@ def write_result(
         "patches": len(next(iter(readings.values())).ids),
         **facts,
         "seconds": _training_seconds(trained.path),
-        "environment": json.loads((trained.path / "environment.json").read_text()),
+        "environment": _read_environment(trained.path / "environment.json"),
         "readings": {reading: compute_metrics(predictions) for reading, predictions in readings.items()},
     }
     with atomic_path(trained.path / "study.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        environment: dict[str, Any] = json.loads(path.read_text())
+        _check_keys(environment, _ENVIRONMENT_KEYS, "")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"Expected what a run was trained on in {path}, but it cannot be read ({error}); move {path.parent} away, "
+            f"and the study trains the run again."
+        ) from error
+    return environment
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Refuse, with a ValueError or a TypeError, a record that lacks what a report needs."""
+    _check_keys(record, _RECORD_KEYS, "")
+    _check_keys(record["environment"], _ENVIRONMENT_KEYS, "environment.")
+    _check_keys(record["environment"]["packages"], ("torch", "lightning"), "environment.packages.")
+    _check_keys(record["environment"]["data_fingerprints"], ("train",), "environment.data_fingerprints.")
+    unknown = sorted(set(record["readings"]) - set(READINGS))
+    if unknown or TRAINED_READING not in record["readings"]:
+        raise ValueError(f"its readings are {', '.join(record['readings']) or 'none'}")
+    for reading, metrics in record["readings"].items():
+        _check_keys(metrics, METRICS, f"readings.{reading}.")
+
+
+def _check_keys(found: Mapping[str, Any], keys: Sequence[str], prefix: str) -> None:
+    missing = [f"{prefix}{key}" for key in keys if key not in found]
+    if missing or not isinstance(found, dict):
+        raise ValueError(f"it has no {', '.join(missing) or 'keys'}")
 
 
 def _predictions_path(folder: Path, split: SplitName, reading: Reading) -> Path:
@@ -126,12 +164,13 @@ class RunResult:
         """
         try:
             record = json.loads(path.read_text())
-            found = record["split"]
-        except (ValueError, TypeError, KeyError) as error:
+            _check_record(record)
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"Expected the result of a run in {path}, but it is not whole ({error}); copy the run's folder again, "
                 f"or delete the file, and the study measures the run again."
             ) from error
+        found = record["split"]
         if found != split:
             raise UserError(
                 f"Expected a result on the split '{split}' in {path}, but found one on '{found}'; delete it, and the "
@@ -190,6 +229,8 @@ class RunResult:
             table = pd.read_csv(path)
         except (FileNotFoundError, ValueError) as error:
             raise self._damaged(path) from error
+        if not all(name in table and is_numeric_dtype(table[name]) for name in ("step", "train/loss", "val/loss")):
+            raise self._damaged(path)
         return table
 
     def validation(self, metric: Metric, reading: Reading) -> "pd.Series[float]":

@@ -1,6 +1,7 @@
 """Files of predictions: what was written is what is read, and a damaged one is named."""
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.csv.gz", "another.csv.gz"):
         WRITTEN.write(tmp_path / name)
     assert (tmp_path / "one.csv.gz").read_bytes() == (tmp_path / "another.csv.gz").read_bytes()
+
+
+def test_a_folder_or_a_named_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", tmp_path):
+        with pytest.raises(UserError, match=r"Expected predictions in .* cannot be read \(it is no file\)"):
+            Predictions.read(path)
 
 
 def test_a_compressed_file_that_is_cut_anywhere_is_named(tmp_path: Path) -> None:

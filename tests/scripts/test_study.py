@@ -180,7 +180,7 @@ def test_patches_are_asked_for(plan: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         study(["--config", str(plan)])
     assert ended.value.code == 1
-    assert "give it with --data.root" in capsys.readouterr().err
+    assert "give it as `root` (on the command line --data.root)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((REPOSITORY / "configs" / "studies").iterdir())])

@@ -408,6 +408,64 @@ def test_a_run_that_is_not_whole_is_named(name: str, part: float | None, tmp_pat
             write_report(PLAN, made)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "reason"),
+    [
+        (["step"], None, "it has no step"),
+        (["environment", "threads"], None, "it has no environment.threads"),
+        (["environment", "packages", "torch"], None, "it has no environment.packages.torch"),
+        (["environment", "data_fingerprints"], {}, "it has no environment.data_fingerprints.train"),
+        (["environment"], "Linux", "it has no environment.python, "),
+        (["readings", "momentum_0.001", "loss"], None, "it has no readings.momentum_0.001.loss"),
+        (["readings"], {}, "its readings are none"),
+        (["readings", "momentum_0.5"], {}, "its readings are momentum_0.1, momentum_0.001, reestimated, momentum_0.5"),
+        ([], 7, "not iterable"),
+    ],
+)
+def test_a_result_that_lacks_something_is_named(keys: list[str], value: object, reason: str, tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    path = made.runs / "good_seed_1" / "version_0" / "study.json"
+    record = json.loads(path.read_text())
+    place = record
+    for key in keys[:-1]:
+        place = place[key]
+    if not keys:
+        record = value
+    elif value is None:
+        del place[keys[-1]]
+    else:
+        place[keys[-1]] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match=rf"Expected the result of a run in .*study.json, but it is not whole .*{reason}"
+    ):
+        write_report(PLAN, made)
+
+
+@pytest.mark.parametrize("content", ["step,train/loss\n1,2\n", "step,train/loss,val/loss\na,b,c\n", ""])
+def test_curves_that_are_none_are_named(content: str, tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    (made.runs / "good_seed_1" / "version_0" / "metrics.csv").write_text(content)
+    with pytest.raises(UserError, match=r"Expected .*metrics.csv as the study wrote it, but it is not there or not wh"):
+        write_report(PLAN, made)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"python": "3.11"}', "7"])
+def test_a_run_whose_environment_is_lost_is_not_measured(content: str | None, tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    trained = RunFolder(made.runs / "good_seed_1" / "version_0")
+    result = RunResult.read(trained.path / "study.json", "valid")
+    readings = {"momentum_0.1": result.predictions("momentum_0.1")}
+    (trained.path / "environment.json").unlink()
+    if content is not None:
+        (trained.path / "environment.json").write_text(content)
+    with pytest.raises(UserError, match=r"Expected what a run was trained on in .*environment.json, but it cannot"):
+        write_result(Run("good", 1), trained, "valid", readings, {})
+
+
 def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path, folder: StudyFolder) -> None:
     made = StudyFolder(tmp_path)
     slides = [f"0{index % 20}" for index in range(PATCHES)]
