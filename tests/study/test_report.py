@@ -1,7 +1,6 @@
 """Reports from files of runs that are made up, so that what they must say is known."""
 
 import base64
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,118 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pcam.errors import UserError
-from pcam.evaluation.predictions import Predictions
-from pcam.run_folder import RunFolder
 from pcam.study.analysis import mean_auroc
 from pcam.study.figures import curve_style, roc_of_arms_figure
-from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
+from pcam.study.plan import Question, Run
 from pcam.study.report import write_report
-from pcam.study.results import RunResult, compute_metrics, write_result
+from pcam.study.results import RunResult
 from pcam.study.runner import StudyFolder
-from tests.conftest import REPOSITORY
-
-PATCHES = 400
-CONFIG = REPOSITORY / "configs" / "random_dropout.yaml"
-SHIFTED = REPOSITORY / "configs" / "best.yaml"
-
-PLAN = Plan(
-    name="made_up",
-    title="A <made up> study",
-    split="valid",
-    seeds=[1, 2, 3],
-    arms={
-        "good": Arm("good network", CONFIG, batch_norm_readings=True),
-        "same": Arm("the same again", CONFIG, batch_norm_readings=True),
-        "poor": Arm("poor network", CONFIG),
-        "absent": Arm("absent network", CONFIG),
-    },
-    questions=[
-        Question("Is good better than poor?", "good", "poor", "reestimated", "difference", change="more signal"),
-        Question("Is good as good as the same?", "good", "same", "reestimated", "equivalence", 0.05),
-        Question("Does the lag hide it?", "good", "good", "reestimated", "difference", other_reading="momentum_0.001"),
-        Question("Is good within .01 of poor?", "good", "poor", "reestimated", "equivalence", 0.01),
-        Question("Do equals differ?", "good", "same", "reestimated", "difference"),
-        Question("What of the absent?", "good", "absent", "reestimated", "difference"),
-    ],
-    published={
-        "good": Published(auroc=0.654, loss=0.69151, accuracy=0.535, roc_figure=2, loss_figure=6),
-        "same": Published(loss=0.69278, accuracy=0.5138, loss_figure=7),
-        "absent": Published(auroc=0.9),
-    },
-    published_tables=[PublishedTable(2, "dropout removed", "same", "good", "It prints another number.")],
-    source="a report",
-)
-
-
-def make_run(
-    folder: StudyFolder,
-    run: Run,
-    signal: float,
-    seed: int = 0,
-    shifted_signal: float | None = None,
-    slides: list[str] | None = None,
-) -> None:
-    """Write what training and measuring leave; higher signals separate the classes better."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.arange(PATCHES) % 2).astype(np.uint8)
-    noise = np.random.default_rng((run.seed, seed)).normal(size=PATCHES)
-    shared = rng.normal(size=PATCHES)
-    trained = RunFolder(folder.runs / run.name / "version_0")
-    trained.path.mkdir(parents=True)  # no checkpoints: results alone make the report
-    (trained.path / "environment.json").write_text(
-        json.dumps(
-            {
-                "python": "3.11", "packages": {"torch": "2.15", "lightning": "2.6"}, "device": "cpu", "threads": 2,
-                "git_commit": "0123456789abcdef", "data_fingerprints": {"train": "def", "valid": "abc"},
-            }
-        )
-    )  # fmt: skip
-    events = EventFileWriter(str(trained.path))
-    events.close()
-    separated = (2.0 * labels - 1) * signal
-
-    def predictions(logits: np.ndarray) -> Predictions:
-        ids = [f"{index:03d}" for index in range(PATCHES)]
-        return Predictions(
-            ids, labels, logits.astype(np.float32), [f"{index // 2}" for index in range(PATCHES)], slides
-        )
-
-    true = predictions(separated + 0.9 * shared + 0.1 * noise)
-    lagging = predictions(0.1 * separated + noise)
-    readings = {"momentum_0.1": true}
-    curves = pd.DataFrame({"step": [5, 10], "epoch": [0, 0], "train/loss": [0.6, 0.4]})
-    curves = curves.assign(**{"val/loss": [0.5, 0.45], "val/accuracy": [0.7, 0.8], "val/auroc": [0.8, 0.9]})
-    if PLAN.arms[run.arm].batch_norm_readings:
-        readings |= {"momentum_0.001": lagging, "reestimated": true}
-        for name, values in {"loss": [0.6931, 0.7], "accuracy": [0.5, 0.6], "auroc": [0.51, 0.6]}.items():
-            curves[f"val/{name}_momentum_0.001"] = values
-            for reading in ("momentum_0.1", "reestimated"):
-                curves[f"val/{name}_{reading}"] = curves[f"val/{name}"]
-    if shifted_signal is not None:
-        readings["stain_shifted"] = predictions((2.0 * labels - 1) * shifted_signal + 0.9 * shared + 0.1 * noise)
-        curves["val_shifted/loss"] = [0.9, 0.8]
-    curves.to_csv(trained.metrics, index=False)
-    facts = {
-        "step": 10, "batch_size": 32, "train_patches": 200, "passes": 1.6, "data_fingerprint": "abc",
-    }  # fmt: skip
-    write_result(run, trained, "valid", readings, facts)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    made = StudyFolder(tmp_path_factory.mktemp("study"))
-    for seed in PLAN.seeds:
-        make_run(made, Run("good", seed), 1.0)
-        make_run(made, Run("same", seed), 1.0, seed=1)
-    for seed in (1, 2):
-        make_run(made, Run("poor", seed), 0.1)
-    (made.runs / "absent_seed_1").mkdir()
-    made.failure(Run("absent", 1)).write_text("Expected weights, but found none.\n")
-    write_report(PLAN, made)
-    return made
+from tests.study.made_up import PATCHES, PLAN, SHIFTED, make_run
 
 
 def test_each_question_has_an_answer_that_follows_from_its_test(folder: StudyFolder) -> None:
@@ -200,18 +96,6 @@ def test_the_lag_is_what_its_statistics_add_at_the_same_weights(folder: StudyFol
         line for line in (folder.report / "report.md").read_text().splitlines() if "| good network | 3 | +" in line
     )
     assert f"| {table.loc[('good', 'loss'), 'estimate']:+.4f} (" in row
-
-
-def test_published_selection_is_the_validation_with_the_lowest_loss_of_the_reading(folder: StudyFolder) -> None:
-    run = RunResult.read(folder.runs / "good_seed_1" / "version_0" / "study.json", "valid")
-    assert run.published_selection("momentum_0.001") == {"step": 5, "loss": 0.6931, "accuracy": 0.5, "auroc": 0.51}
-    assert run.published_selection("reestimated") == {"step": 10, "loss": 0.45, "accuracy": 0.8, "auroc": 0.9}
-
-
-def test_a_network_without_batch_norm_reads_the_same_in_all(folder: StudyFolder) -> None:
-    run = RunResult.read(folder.runs / "poor_seed_1" / "version_0" / "study.json", "valid")
-    assert np.array_equal(run.logits("reestimated"), run.logits("momentum_0.1"))
-    assert run.published_selection("momentum_0.001") == run.published_selection("momentum_0.1")
 
 
 class Page(HTMLParser):
@@ -361,111 +245,6 @@ def test_a_study_without_a_run_has_no_report(tmp_path: Path) -> None:
         write_report(PLAN, StudyFolder(tmp_path))
 
 
-def test_runs_on_other_patches_are_refused(tmp_path: Path) -> None:
-    made = StudyFolder(tmp_path)
-    make_run(made, Run("good", 1), 1.0)
-    make_run(made, Run("poor", 1), 0.1)
-    path = made.runs / "poor_seed_1" / "version_0" / "study.json"
-    path.write_text(path.read_text().replace('"abc"', '"xyz"'))
-    with pytest.raises(UserError, match=r"measured on the same patches, but those of .*poor_seed_1.* are not those of"):
-        write_report(PLAN, made)
-    path.write_text(path.read_text().replace('"xyz"', '"abc"').replace('"def"', '"xyz"'))
-    with pytest.raises(UserError, match=r"trained on the same patches, but those of .*poor_seed_1.* are not those of"):
-        write_report(PLAN, made)
-    with pytest.raises(UserError, match=r"Expected a result on the split 'test' in .*, but found one on 'valid'"):
-        write_report(replace(PLAN, split="test"), made)
-
-
-def test_runs_of_another_arm_are_refused(tmp_path: Path) -> None:
-    made = StudyFolder(tmp_path)
-    make_run(made, Run("good", 1), 1.0)
-    arm = made.runs / "good_seed_1" / "arm.json"
-    arm.write_text(json.dumps({"digest": PLAN.arms["good"].digest()}))
-    write_report(PLAN, made)
-    for content in ('{"digest": "another"}', '{"digest":', "[]"):
-        arm.write_text(content)
-        with pytest.raises(
-            UserError, match=r"Expected .*good_seed_1 to be a run of the arm 'good' as the study's YAML"
-        ):
-            write_report(PLAN, made)
-
-
-@pytest.mark.parametrize("name", ["study.json", "study/valid_momentum_0.001.csv.gz", "metrics.csv"])
-@pytest.mark.parametrize("part", [None, 0.0, 0.5])
-def test_a_run_that_is_not_whole_is_named(name: str, part: float | None, tmp_path: Path) -> None:
-    made = StudyFolder(tmp_path)
-    make_run(made, Run("good", 1), 1.0)
-    path = made.runs / "good_seed_1" / "version_0" / name
-    content = path.read_bytes()
-    path.unlink()
-    if part is not None:
-        path.write_bytes(content[: int(part * len(content))])
-    if (name, part) == ("study.json", None):  # then it is not done
-        with pytest.raises(UserError, match="Expected at least one run that is done"):
-            write_report(PLAN, made)
-    elif (name, part) != ("metrics.csv", 0.5):  # nothing tells that later steps are missing
-        with pytest.raises(UserError, match=rf"Expected .*{name}.* (not whole|cannot be read)"):
-            write_report(PLAN, made)
-
-
-@pytest.mark.parametrize(
-    ("keys", "value", "reason"),
-    [
-        (["step"], None, "it has no step"),
-        (["environment", "threads"], None, "it has no environment.threads"),
-        (["environment", "packages", "torch"], None, "it has no environment.packages.torch"),
-        (["environment", "data_fingerprints"], {}, "it has no environment.data_fingerprints.train"),
-        (["environment"], "Linux", "it has no environment.python, "),
-        (["readings", "momentum_0.001", "loss"], None, "it has no readings.momentum_0.001.loss"),
-        (["readings"], {}, "its readings are none"),
-        (["readings", "momentum_0.5"], {}, "its readings are momentum_0.1, momentum_0.001, reestimated, momentum_0.5"),
-        ([], 7, "not iterable"),
-    ],
-)
-def test_a_result_that_lacks_something_is_named(keys: list[str], value: object, reason: str, tmp_path: Path) -> None:
-    made = StudyFolder(tmp_path)
-    make_run(made, Run("good", 1), 1.0)
-    path = made.runs / "good_seed_1" / "version_0" / "study.json"
-    record = json.loads(path.read_text())
-    place = record
-    for key in keys[:-1]:
-        place = place[key]
-    if not keys:
-        record = value
-    elif value is None:
-        del place[keys[-1]]
-    else:
-        place[keys[-1]] = value
-    path.write_text(json.dumps(record))
-    with pytest.raises(
-        UserError, match=rf"Expected the result of a run in .*study.json, but it is not whole .*{reason}"
-    ):
-        write_report(PLAN, made)
-
-
-@pytest.mark.parametrize("content", ["step,train/loss\n1,2\n", "step,train/loss,val/loss\na,b,c\n", ""])
-def test_curves_that_are_none_are_named(content: str, tmp_path: Path) -> None:
-    made = StudyFolder(tmp_path)
-    make_run(made, Run("good", 1), 1.0)
-    (made.runs / "good_seed_1" / "version_0" / "metrics.csv").write_text(content)
-    with pytest.raises(UserError, match=r"Expected .*metrics.csv as the study wrote it, but it is not there or not wh"):
-        write_report(PLAN, made)
-
-
-@pytest.mark.parametrize("content", [None, "{", '{"python": "3.11"}', "7"])
-def test_a_run_whose_environment_is_lost_is_not_measured(content: str | None, tmp_path: Path) -> None:
-    made = StudyFolder(tmp_path)
-    make_run(made, Run("good", 1), 1.0)
-    trained = RunFolder(made.runs / "good_seed_1" / "version_0")
-    result = RunResult.read(trained.path / "study.json", "valid")
-    readings = {"momentum_0.1": result.predictions("momentum_0.1")}
-    (trained.path / "environment.json").unlink()
-    if content is not None:
-        (trained.path / "environment.json").write_text(content)
-    with pytest.raises(UserError, match=r"Expected what a run was trained on in .*environment.json, but it cannot"):
-        write_result(Run("good", 1), trained, "valid", readings, {})
-
-
 def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path, folder: StudyFolder) -> None:
     made = StudyFolder(tmp_path)
     slides = [f"0{index % 20}" for index in range(PATCHES)]
@@ -484,8 +263,3 @@ def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path
     )
     assert known["auroc_mean"] == unknown["auroc_mean"]
     assert known["auroc_low"] != unknown["auroc_low"]
-
-
-def test_metrics_of_scores_that_saturate_are_finite() -> None:
-    made = Predictions(["a", "b"], np.array([0, 1], np.uint8), np.array([100, -100], np.float32), ["a", "b"])
-    assert compute_metrics(made) == {"auroc": 0, "average_precision": 0.5, "accuracy": 0, "loss": 100}
