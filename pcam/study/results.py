@@ -59,7 +59,8 @@ def write_result(
 ) -> None:
     """Write the predictions of each reading, then `study.json`, whose presence says that the run is done.
 
-    The files are small enough to be kept for years: no patches, compressed, without what follows from the rest.
+    The files are small enough to be kept for years: no patches, compressed, without what follows from the rest. The
+    patches stay in the order of the packed store, which depends on their pixels and not on what they are called.
 
     Args:
         run: The run.
@@ -69,7 +70,7 @@ def write_result(
         facts: What else the report says of the run, by name.
     """
     for reading, predictions in readings.items():
-        _number_groups(predictions).write(_predictions_path(trained.path, split, reading), with_scores=False)
+        _number_groups(predictions).write(_predictions_path(trained.path, split, reading), compact=True)
     record = {
         "arm": run.arm,
         "seed": run.seed,
@@ -120,10 +121,8 @@ def _predictions_path(folder: Path, split: SplitName, reading: Reading) -> Path:
 
 
 def _number_groups(predictions: Predictions) -> Predictions:
-    """Name groups by numbers in the order of ids: the hashes of pixels would be three quarters of a file."""
-    order = np.argsort(np.array(predictions.ids, dtype=object), kind="stable")
-    numbers = np.empty(len(order), dtype=np.int64)
-    numbers[order], _ = pd.factorize(np.array(predictions.groups, dtype=object)[order])
+    """Name groups by numbers, in the order of their first patches: hashes of pixels would be most of a file."""
+    numbers, _ = pd.factorize(np.array(predictions.groups, dtype=object))
     return replace(predictions, groups=numbers.astype(np.str_).tolist())
 
 
@@ -195,7 +194,8 @@ class RunResult:
             reading: A reading. For a network whose batch norm is read in one way, that one stands for all of them.
 
         Returns:
-            The predictions in the order of their ids, which is the same in all readings and all runs of a study.
+            The predictions in the order of the packed store, which is the same in all readings and all runs of a study,
+            also if they had the same patches in different forms, where patches have different ids.
 
         Raises:
             UserError: If the file is damaged, or the run has no such reading.
@@ -203,7 +203,7 @@ class RunResult:
         return self._predictions[self._present(reading)]
 
     def logits(self, reading: Reading) -> NDArray[np.float64]:
-        """Look up the logits of a reading, in the order of the ids."""
+        """Look up the logits of a reading, in the order of the packed store."""
         return self.predictions(reading).logits.astype(np.float64)
 
     @property

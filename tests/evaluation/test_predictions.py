@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,23 @@ def check_equal(first: Predictions, second: Predictions) -> None:
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "predictions.csv.gz"])
-@pytest.mark.parametrize("with_scores", [True, False])
+@pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("slides", [WRITTEN.slides, None])
 def test_what_was_written_is_read_bit_for_bit(
-    name: str, with_scores: bool, slides: list[str] | None, tmp_path: Path
+    name: str, compact: bool, slides: list[str] | None, tmp_path: Path
 ) -> None:
     written = Predictions(WRITTEN.ids, WRITTEN.labels, WRITTEN.logits, WRITTEN.groups, slides)
-    written.write(tmp_path / name, with_scores=with_scores)
+    written.write(tmp_path / name, compact=compact)
     check_equal(Predictions.read(tmp_path / name), written)
+
+
+def test_what_is_compact_keeps_its_order_and_has_no_scores(tmp_path: Path) -> None:
+    written = replace(WRITTEN, ids=WRITTEN.ids[::-1])
+    written.write(tmp_path / "compact.csv", compact=True)
+    check_equal(Predictions.read(tmp_path / "compact.csv"), written)
+    assert "score" not in (tmp_path / "compact.csv").read_text()
+    written.write(tmp_path / "predictions.csv")
+    assert Predictions.read(tmp_path / "predictions.csv").ids == WRITTEN.ids
 
 
 def test_every_float32_survives(tmp_path: Path) -> None:
@@ -46,7 +56,7 @@ def test_every_float32_survives(tmp_path: Path) -> None:
     logits = logits[np.isfinite(logits)]
     names = [f"{index:05d}" for index in range(len(logits))]
     written = Predictions(names, np.zeros(len(logits), np.uint8), logits, names)
-    written.write(tmp_path / "all.csv.gz", with_scores=False)
+    written.write(tmp_path / "all.csv.gz", compact=True)
     check_equal(Predictions.read(tmp_path / "all.csv.gz"), written)
 
 

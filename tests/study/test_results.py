@@ -29,6 +29,23 @@ def test_a_network_without_batch_norm_reads_the_same_in_all(folder: StudyFolder)
     assert run.published_selection("momentum_0.001") == run.published_selection("momentum_0.1")
 
 
+def test_patches_that_are_called_otherwise_are_still_the_same_patches(tmp_path: Path) -> None:
+    """As the same patches are in another form of the data: their order in the store stays, that of their names not."""
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("good", 1), 1.0)
+    trained = RunFolder(made.runs / "good_seed_1" / "version_0")
+    before = RunResult.read(trained.path / "study.json", "valid")
+    predictions = before.predictions("momentum_0.1")
+    renamed = replace(predictions, ids=predictions.ids[::-1])
+    facts = {key: before.record[key] for key in ("step", "batch_size", "train_patches", "passes", "data_fingerprint")}
+    write_result(Run("good", 1), trained, "valid", {"momentum_0.1": renamed}, facts)
+    after = RunResult.read(trained.path / "study.json", "valid")
+    assert after.predictions("momentum_0.1").ids == renamed.ids
+    assert np.array_equal(after.logits("momentum_0.1"), before.logits("momentum_0.1"))
+    assert np.array_equal(after.labels, before.labels)
+    assert after.units == before.units
+
+
 def test_runs_on_other_patches_are_refused(tmp_path: Path) -> None:
     made = StudyFolder(tmp_path)
     make_run(made, Run("good", 1), 1.0)
