@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pcam.data.packed import PackedSplit
     from pcam.errors import UserError
     from pcam.evaluation.comparison import compare
-    from pcam.evaluation.metrics import Choices, measure
+    from pcam.evaluation.measurement import Choices, measure
     from pcam.evaluation.predictions import Predictions
     from pcam.models import BaselineCNN, MobileNetV2, TorchvisionNetwork
     from pcam.run_folder import RunFolder
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BaselineCNN": "pcam.models",
     "BatchNormReadings": "pcam.training",
-    "Choices": "pcam.evaluation.metrics",
+    "Choices": "pcam.evaluation.measurement",
     "MobileNetV2": "pcam.models",
     "PCamDataModule": "pcam.data.datamodule",
     "PackedSplit": "pcam.data.packed",
@@ -37,7 +37,7 @@ _HOMES = {
     "TrainedRun": "pcam.trained",
     "UserError": "pcam.errors",
     "compare": "pcam.evaluation.comparison",
-    "measure": "pcam.evaluation.metrics",
+    "measure": "pcam.evaluation.measurement",
     "recording": "pcam.training.recording",
 }
 

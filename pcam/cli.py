@@ -21,12 +21,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from pcam.atomic import atomic_path, expanded
 from pcam.data import PCamDataModule
 from pcam.data.layouts import find_layout
-from pcam.door import Arguments, Parser, program
-from pcam.errors import ConfigError, UserError
+from pcam.door import Arguments, Parser, program, with_config_paths
+from pcam.errors import UserError
 from pcam.resuming import check_changes, check_data
 from pcam.run_folder import RunFolder, is_folder_name
 from pcam.run_options import add_run_options
-from pcam.shipped import find_config
 from pcam.training import PatchClassifier
 from pcam.training.checkpoints import load_checkpoint
 from pcam.training.progress import ProgressBar
@@ -234,29 +233,6 @@ class PCamCLI(LightningCLI):
                 for name, value in (model[part].get("init_args") or {}).items():
                     values[f"{part}/{name}"] = value if isinstance(value, str | float | bool | None) else str(value)
         return values
-
-
-def with_config_paths(words: list[str]) -> list[str]:
-    """Replace the bare name of a shipped config after `--config` by its path."""
-    found = []
-    try:
-        for number, word in enumerate(words):
-            name, equals, value = word.partition("=")
-            if name == "--config" and equals:
-                found.append(f"--config={_checked_config(value)}")
-            elif number and words[number - 1] == "--config":
-                found.append(str(_checked_config(word)))
-            else:
-                found.append(word)
-    except UserError as error:
-        raise ConfigError(str(error)) from error
-    return found
-
-
-def _checked_config(name: str) -> Path:
-    path = find_config(name)
-    check_yaml(path)
-    return path
 
 
 def _check_values(parser: TrainingParser, config: Any) -> None:

@@ -17,6 +17,8 @@ from jsonargparse import ArgumentParser
 
 from pcam.errors import REFUSALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
+from pcam.shipped import find_config
+from pcam.yaml_files import check_yaml
 
 Arguments = Sequence[str] | None
 """Words of a command line; None is those that the process was started with."""
@@ -104,6 +106,20 @@ OLD_SPELLINGS: Final[dict[str, str]] = {
 class Parser(ArgumentParser):
     """A parser that answers a wrong command line with one sentence and exit code 2."""
 
+    supplied_by_config: Set[str] = frozenset()
+    """Options that are required, but that a config gives: the help does not ask for them."""
+
+    def format_help(self) -> str:
+        """Explain the options; those that a config supplies are not marked as required."""
+        supplied = [action for action in self._actions if action.dest in self.supplied_by_config and action.required]
+        for action in supplied:
+            action.required = False
+        try:
+            return str(super().format_help())
+        finally:
+            for action in supplied:
+                action.required = True
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence, without the usage, which is longer than a screen."""
         leave(" ".join(message.split()), 2)
@@ -130,6 +146,9 @@ class Parser(ArgumentParser):
         What is not text is answered with one sentence too.
         """
         words = sys.argv[1:] if args is None else [str(word) for word in args]
+        if self.supplied_by_config and {"-h", "--help"} & set(words):  # while parsing, jsonargparse 4.53 restores marks
+            self.print_help()
+            sys.exit(0)
         try:
             return super().parse_args([_respelled(word) for word in words], *others, **options)
         except UnicodeDecodeError as error:
@@ -203,3 +222,32 @@ def run_subcommand(description: str, functions: Mapping[str, Callable[..., Any]]
         subcommands.add_subcommand(name, subparser, help=first_line(function))
     config = parser.instantiate(parser.parse_args(args))
     functions[config.command](**config[config.command])
+
+
+def with_config_paths(words: Sequence[str], folder: str = "") -> list[str]:
+    """Replace what follows --config, a path or the bare name of a shipped config, by the path of a file that is sound.
+
+    Args:
+        words: A command line.
+        folder: Where shipped configs are looked for: "" for experiments, "studies" for studies.
+
+    Raises:
+        ConfigError: If there is no such config, or it repeats keys or has aliases.
+    """
+    found = list(words)
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "--config" and equals:
+            found[number] = f"--config={_sound_config(value, folder)}"
+        elif number and words[number - 1] == "--config":
+            found[number] = str(_sound_config(word, folder))
+    return found
+
+
+def _sound_config(name: str, folder: str) -> Path:
+    try:
+        path = find_config(name, folder)
+    except UserError as error:
+        raise ConfigError(str(error)) from error
+    check_yaml(path)
+    return path

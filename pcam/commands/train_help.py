@@ -144,6 +144,7 @@ def short_parser() -> Parser:
         help=f"A YAML file, or the name of a shipped config: {', '.join(list_configs())}.",
     )
     add_run_options(group)
+    parser.supplied_by_config = frozenset({"experiment", "monitor"})
     group = parser.add_argument_group("The data")
     for name, option in data_options().items():
         _add(group, f"--data.{name}", option)

@@ -11,7 +11,7 @@ from pcam.errors import UserError
 from pcam.evaluation.measurement import Estimate, Measurement, resampled_auroc
 from pcam.evaluation.metrics import Cuts
 from pcam.evaluation.predictions import Predictions, average_scores
-from pcam.evaluation.readers import Inference, infer_arm
+from pcam.evaluation.seeds import Inference, infer_arm
 from pcam.evaluation.statistics import Values, delong_covariance, delong_test, interval
 from pcam.models.inference import EvaluationSettings
 from pcam.options import SplitName

@@ -1,8 +1,12 @@
-"""Predictions: what a classifier says of each patch of a split."""
+"""Predictions: the logit that a classifier gives each patch of a split, and the file that holds them."""
 
+import gzip
+import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -16,17 +20,20 @@ from pcam.errors import UserError
 from pcam.evaluation.statistics import independent_units
 from pcam.patches import Labels
 
+_REQUIRED_COLUMNS: Final = ("id", "label", "logit", "group")
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """The classifier's answer for each patch.
+    """A classifier's logit for each patch of a split, with what is needed to judge it.
 
     Args:
-        ids: Name of each patch.
-        labels: Shape (patches,), 0 or 1.
-        logits: Shape (patches,), float32.
-        groups: The SHA-1 of each patch's pixels in hexadecimal: patches of one group are identical.
-        slides: The slide of each patch, empty where it is not known; None if none is.
+        ids: The name of each patch.
+        labels: The true label of each patch, 0 or 1, shape (patches,).
+        logits: The log-odds of label 1 for each patch, float32, shape (patches,).
+        groups: The group of identical patches that each patch belongs to. As the data name it, this is the SHA-1 of
+            the patch's pixels in hexadecimal.
+        slides: The slide of each patch, empty where it is not known; None if no slide is known.
     """
 
     ids: list[str]
@@ -37,50 +44,97 @@ class Predictions:
 
     @property
     def units(self) -> list[str]:
-        """What was drawn independently of each other: the slide of each patch if it is known, else its group."""
+        """The independent unit of each patch: its slide if that is known, else its group of identical patches."""
         return independent_units(self.groups, self.slides)
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """Probabilities of label 1, in float64: in float32 logits above 17 would all become 1 and tie."""
+        """The probability of label 1 of each patch, in float64: in float32 all logits above 17 would become 1."""
         scores: NDArray[np.float64] = expit(self.logits.astype(np.float64))
         return scores
 
     def tensors(self) -> tuple[Tensor, Labels]:
-        """Scores and labels as torchmetrics takes them."""
+        """Return scores and labels as the tensors that torchmetrics takes."""
         return torch.from_numpy(self.scores), torch.from_numpy(self.labels.astype(np.int64))
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, compact: bool = False) -> None:
         """Write a CSV with the columns id, label, logit, score, group and, where slides are known, slide.
 
-        At full precision, in the order of the ids.
+        The nine digits of a logit determine its float32, so that `read` gives back every bit, and the same predictions
+        always give the same bytes.
 
         Args:
-            path: The file; replaced only when the new one is whole.
+            path: The file; compressed with gzip if its name ends with `.gz`. It is replaced only when the new one is
+                whole.
+            compact: Whether to keep the order of the predictions, and to leave out the column score, which follows from
+                the logit. Otherwise the rows are in the order of the ids, where a reader finds a patch.
         """
-        table = pd.DataFrame(
-            {
-                "id": self.ids,
-                "label": self.labels,
-                "logit": self.logits.astype(np.float64),
-                "score": self.scores,
-                "group": self.groups,
-            }
-            | ({} if self.slides is None else {"slide": self.slides})
-        )
+        columns = {"id": self.ids, "label": self.labels, "logit": [f"{logit:.9g}" for logit in self.logits]}
+        if not compact:
+            columns["score"] = self.scores
+        columns["group"] = self.groups
+        if self.slides is not None:
+            columns["slide"] = self.slides
+        table = pd.DataFrame(columns)
+        text = (table if compact else table.sort_values("id", kind="stable")).to_csv(index=False)
+        content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
         with atomic_path(path) as temporary:
-            table.sort_values("id").to_csv(temporary, index=False)
+            # Without the time and the temporary name that gzip would store.
+            temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+    @classmethod
+    def read(cls, path: Path) -> "Predictions":
+        """Read what `write` wrote; other columns are ignored.
+
+        Args:
+            path: The file; decompressed if its name ends with `.gz`.
+
+        Returns:
+            The predictions, in the order of the file.
+
+        Raises:
+            UserError: If the file is not there, or is not whole.
+        """
+        try:
+            if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+                raise ValueError("it is no file")
+            content = path.read_bytes()
+            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode(errors="surrogateescape")
+            if not text.endswith("\n"):
+                raise ValueError("its last line has no end")
+            # As text: a hash may look like a number, and a slide may be called "NA".
+            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+            if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first of too many fields for an index
+                raise ValueError("its rows have more fields than its header")
+            missing = [name for name in _REQUIRED_COLUMNS if name not in table]
+            if missing:
+                raise ValueError(f"it has no column {' and no column '.join(missing)}")
+            if not table["label"].isin(["0", "1"]).all():
+                raise ValueError("it has labels other than 0 and 1")
+            logits = table["logit"].to_numpy(dtype=np.str_).astype(np.float64).astype(np.float32)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(
+                f"Expected predictions in {path} (a CSV with the columns {', '.join(_REQUIRED_COLUMNS)}), but it "
+                f"cannot be read ({' '.join(str(error).split()).rstrip('.')}); copy or write the file again."
+            ) from error
+        return cls(
+            table["id"].tolist(),
+            table["label"].to_numpy(dtype=np.str_).astype(np.uint8),
+            logits,
+            table["group"].tolist(),
+            table["slide"].tolist() if "slide" in table else None,
+        )
 
 
 def check_finite(logits: NDArray[np.float32], source: str) -> None:
-    """Refuse logits that are not finite, of which no score can be made.
+    """Refuse logits that are not finite, because they have no score.
 
     Args:
-        logits: Shape (patches,).
-        source: What the message says they are from: the run's folder, and on what.
+        logits: The logits, shape (patches,).
+        source: What the message says that they come from, such as the run's folder and the split.
 
     Raises:
-        UserError: If some are infinite or NaN.
+        UserError: If a logit is infinite or NaN.
     """
     bad = np.count_nonzero(~np.isfinite(logits))
     if bad:

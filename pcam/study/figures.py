@@ -1,8 +1,12 @@
-"""The figures of a study's report. Colours of Okabe and Ito, and a line style each: told apart in grey as well."""
+"""The figures of a study's report.
+
+Whatever a figure compares differs in colour and in line style, and curves that lie close together carry a letter, so
+that nobody needs to see colours to tell them apart.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import log
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,15 +16,31 @@ from numpy.typing import NDArray
 
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
-from pcam.evaluation.readers import Inference
+from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import SEED, resample_units
-from pcam.study.plan import Published, Question, Reading
+from pcam.study.plan import METRIC_NAMES, Published, Question
+from pcam.study.readings import Reading
 from pcam.study.results import RunResult
 
-COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Source: Okabe and Ito 2008, "Color universal design"."""
+COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#7A4B00", "#808080")
+"""The colours of Okabe and Ito 2008, "Color universal design", with brown and grey instead of their light blue and
+yellow: the one is too close to blue, and the other too light for lines."""
 
-LINE_STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)), (0, (1, 1)))
+LineStyle = str | tuple[int, tuple[int, ...]]
+
+LINE_STYLES: Final[Sequence[LineStyle]] = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (3, 1)),
+    (0, (1, 1)),
+)
+
+MOST_BANDS: Final = 3
+"""Curves up to which their bands are drawn: more of them would only hide each other, and the legend has intervals."""
 
 READING_STYLES: Final[dict[Reading, tuple[str, str]]] = {
     "momentum_0.1": ("#0072B2", "-"),
@@ -30,51 +50,88 @@ READING_STYLES: Final[dict[Reading, tuple[str, str]]] = {
 }
 
 
-def roc_of_arms_figure(arms: Mapping[str, tuple[Sequence[RunResult], Inference]], reading: Reading) -> Figure:
-    """Draw the ROC of each arm, the mean over its seeds, with its 95 % band.
+class ForestRow(NamedTuple):
+    """A row of the figure of differences.
+
+    Attributes:
+        question: The question.
+        difference: The difference that it is about.
+        sides: The names of both sides of the difference.
+    """
+
+    question: Question
+    difference: Inference
+    sides: tuple[str, str]
+
+
+def curve_style(index: int) -> tuple[str, LineStyle]:
+    """Choose the colour and the line style of a curve, a pair that comes only once among 64 curves.
 
     Args:
-        arms: Runs and mean AUROC of each arm, by label.
-        reading: Which reading.
+        index: The number of the curve, from 0.
 
     Returns:
-        The curves; the legend has the AUROCs with their intervals.
+        The colour and the line style, as matplotlib takes them.
     """
-    figure = Figure(figsize=(7, 8), layout="constrained")
+    return COLORS[index % len(COLORS)], LINE_STYLES[(index + index // len(COLORS)) % len(LINE_STYLES)]
+
+
+def roc_of_arms_figure(arms: Mapping[str, tuple[Sequence[RunResult], Inference]], reading: Reading) -> Figure:
+    """Draw the ROC curve of each arm, as the mean over its seeds.
+
+    Args:
+        arms: The runs and the mean AUROC of each arm, by its label.
+        reading: The reading that is drawn.
+
+    Returns:
+        The curves, each with a letter that the legend explains, beside its AUROC with a 95 % interval; and the 95 %
+        bands of the curves, if there are at most `MOST_BANDS` arms.
+    """
+    figure = Figure(figsize=(7, 7.4 + 0.2 * len(arms)), layout="constrained")
     axes = figure.subplots()
     for index, (label, (runs, mean)) in enumerate(arms.items()):
-        curve, low, high = _roc(runs, reading)
-        color = COLORS[index % len(COLORS)]
-        axes.fill_between(ROC_GRID, low, high, color=color, alpha=0.15, linewidth=0)
-        text = f"{label}: {mean.estimate:.4f} ({interval_words(mean.interval())})"
-        axes.plot(ROC_GRID, curve, color=color, linestyle=LINE_STYLES[index % len(LINE_STYLES)], label=text)
+        letter = chr(ord("A") + index % 26)
+        color, style = curve_style(index)
+        curve, low, high = _roc(runs, reading, with_band=len(arms) <= MOST_BANDS)
+        if low is not None and high is not None:
+            axes.fill_between(ROC_GRID, low, high, color=color, alpha=0.15, linewidth=0)
+        text = f"{letter}: {_plain(label)}, {mean.estimate:.4f} ({interval_words(mean.interval())})"
+        axes.plot(ROC_GRID, curve, color=color, linestyle=style, linewidth=1.6, label=text)
+        # Each letter further along its curve than the one before, so that close curves have theirs apart.
+        place = np.interp(0.3 + 0.5 * (index + 0.5) / len(arms), (ROC_GRID + curve) / 2, ROC_GRID)
+        height = np.interp(place, ROC_GRID, curve)
+        axes.text(
+            place, height, letter, color=color, fontsize=9, fontweight="bold", ha="center", va="center",
+            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": color, "linewidth": 0.8},
+        )  # fmt: skip
     _finish_roc(axes, len(next(iter(arms.values()))[0][0].labels))
-    figure.legend(loc="outside lower center", fontsize=8, title="AUROC (95 % interval)")
+    figure.legend(loc="outside lower center", fontsize=8, title="AUROC (95 % interval)", handlelength=4)
     return figure
 
 
 def published_roc_figure(label: str, runs: Sequence[RunResult], published: Published) -> Figure:
-    """Draw a published ROC again: ours in each reading, and the published area.
+    """Draw the ROC curve of a published figure again: ours in each reading, with the published area in the legend.
 
     Args:
-        label: Of the arm.
-        runs: Its runs.
+        label: The label of the arm.
+        runs: The runs of the arm.
         published: What was published of it.
 
     Returns:
-        The mean curves over seeds, each with its 95 % band.
+        The mean curves over seeds, with their 95 % bands if they are at most `MOST_BANDS`.
     """
     figure = Figure(figsize=(5.5, 6.2), layout="constrained")
     axes = figure.subplots()
     for reading, name in runs[0].reading_names.items():
         color, style = READING_STYLES[reading]
-        curve, low, high = _roc(runs, reading)
+        curve, low, high = _roc(runs, reading, with_band=len(runs[0].reading_names) <= MOST_BANDS)
         aurocs = [run.metrics(reading)["auroc"] for run in runs]
-        axes.fill_between(ROC_GRID, low, high, color=color, alpha=0.15, linewidth=0)
+        if low is not None and high is not None:
+            axes.fill_between(ROC_GRID, low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(ROC_GRID, curve, color=color, linestyle=style, label=f"{name}: {np.mean(aurocs):.3f}")
     axes.plot([], [], linestyle="none", label=f"published: {published.auroc}")
     _finish_roc(axes, len(runs[0].labels))
-    axes.set_title(f"Published figure {published.roc_figure}: {label}", fontsize=10)
+    axes.set_title(f"Published figure {published.roc_figure}: {_plain(label)}", fontsize=10)
     axes.legend(loc="lower right", title="AUROC", fontsize=8)
     return figure
 
@@ -83,12 +140,13 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     """Draw the losses of an arm over its training, with the validation loss in each reading.
 
     Args:
-        label: Of the arm.
-        runs: Its runs.
-        published: What was published of it, if anything.
+        label: The label of the arm.
+        runs: The runs of the arm.
+        published: What was published of it, or None.
 
     Returns:
-        Means over seeds, thick, and each seed, thin; the dotted line marks the end of the first pass over the data.
+        The means over seeds as thick lines, and each seed as a thin one; a dotted line marks the end of the first pass
+        over the training patches, and a thin one ln 2, the loss of a network that knows nothing.
     """
     figure = Figure(figsize=(6.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -107,11 +165,13 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
         rotation=90,
         ha="right",
     )
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
     axes.axhline(log(2), color="black", linewidth=0.6)
     axes.text(1, log(2), "ln 2 ", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="step", ylabel="loss (nats)", xlim=(0, None), ylim=(0, None))
     number = None if published is None else published.loss_figure
-    axes.set_title(f"Published figure {number}: {label}" if number else label, fontsize=10)
+    axes.set_title(f"Published figure {number}: {_plain(label)}" if number else _plain(label), fontsize=10)
     top = max(run.validation("loss", reading).max() for run in runs for reading in run.reading_names)
     if top > 1.5:  # else the early losses of momentum 0.001 flatten all others
         axes.set_ylim(0, 1.5)
@@ -120,34 +180,53 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     return figure
 
 
-def forest_figure(answers: Sequence[tuple[Question, Inference, str]]) -> Figure:
+def forest_figure(rows: Sequence[ForestRow]) -> Figure:
     """Draw the difference that each question is about.
 
     Args:
-        answers: The question, the difference and its label, for each that could be answered.
+        rows: The questions that could be answered.
 
     Returns:
-        Differences with 95 % intervals; grey marks the margin of a question of equivalence.
+        The differences with their 95 % intervals, on one axis for each metric; grey marks margins of equivalence.
     """
-    figure = Figure(figsize=(8, 1.2 + 0.75 * len(answers)), layout="constrained")
-    axes = figure.subplots()
-    for row, (question, difference, _) in enumerate(answers):
-        low, high = difference.interval()
-        if question.margin is not None:
-            axes.fill_betweenx([row - 0.4, row + 0.4], -question.margin, question.margin, color="0.85", linewidth=0)
-        axes.plot([low, high], [row, row], color=COLORS[0], linewidth=2)
-        axes.plot(difference.estimate, row, "o", color=COLORS[0])
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(answers)), [label for _, _, label in answers], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("difference of AUROC, 95 % interval;\ngrey: margin of equivalence")
+    metrics = list(dict.fromkeys(row.question.metric for row in rows))
+    counts = [sum(row.question.metric == metric for row in rows) for metric in metrics]
+    figure = Figure(figsize=(8, 0.7 * len(metrics) + 0.75 * len(rows)), layout="constrained")
+    all_axes = figure.subplots(len(metrics), squeeze=False, height_ratios=counts)[:, 0]
+    for axes, metric in zip(all_axes, metrics, strict=True):
+        shown = [row for row in rows if row.question.metric == metric]
+        for height, row in enumerate(shown):
+            low, high = row.difference.interval()
+            margin = row.question.margin
+            if margin is not None:
+                axes.fill_betweenx([height - 0.4, height + 0.4], -margin, margin, color="0.85", linewidth=0)
+            axes.plot([low, high], [height, height], color=COLORS[0], linewidth=2)
+            axes.plot(row.difference.estimate, height, "o", color=COLORS[0])
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.grid(axis="x", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        names = ["\nminus ".join(_plain(side) for side in row.sides) for row in shown]
+        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        better = "lower" if metric == "loss" else "higher"
+        unit = " (nats)" if metric == "loss" else ""
+        axes.set_xlabel(f"difference of {METRIC_NAMES[metric]}{unit}; {better} is better", fontsize=9)
     return figure
 
 
-def _roc(runs: Sequence[RunResult], reading: Reading) -> tuple[NDArray[np.float64], ...]:
-    """The mean over seeds of the sensitivity at each false positive rate, and its band over patches and seeds."""
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading dollar signs as formulas."""
+    return text.replace("$", r"\$")
+
+
+def _roc(
+    runs: Sequence[RunResult], reading: Reading, *, with_band: bool = True
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Average the sensitivity at each false positive rate over seeds, with its band over patches and seeds."""
     once = np.ones((1, len(runs[0].labels)))
     mean = np.mean([_heights(run, reading, once)[0] for run in runs], axis=0)
+    if not with_band:
+        return mean, None, None
     rng = np.random.default_rng(SEED)
     resampled = []
     for weights in resample_units(runs[0].units):
@@ -171,6 +250,8 @@ def _draw_seeds(axes: Axes, seeds: Sequence["pd.Series[float]"], label: str, col
 
 def _finish_roc(axes: Axes, patches: int) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
     axes.set(
         xlabel=f"1 - specificity ({patches:,} patches)", ylabel="sensitivity", aspect="equal", xlim=(0, 1), ylim=(0, 1)
     )

@@ -1,47 +1,50 @@
-"""A study: arms, seeds, and the questions that are fixed before anything runs."""
+"""A study's plan: its arms, its seeds, and the questions that are fixed before anything runs.
+
+Nothing here needs PyTorch, so that a command line can be read without it.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple
 
 import yaml
 
 from pcam.errors import UserError
 from pcam.options import SplitName
-
-Reading = Literal["momentum_0.1", "momentum_0.001", "reestimated", "stain_shifted"]
-READINGS: Final[tuple[Reading, ...]] = get_args(Reading)
-
-FIRST_READING: Final[Reading] = "momentum_0.1"
-"""That of the statistics that the network was trained with, where it is read in one way alone."""
-
-READING_NAMES: Final[dict[Reading, str]] = {
-    "momentum_0.1": "momentum 0.1 (PyTorch's)",
-    "momentum_0.001": "momentum 0.001 (Keras's 0.999)",
-    "reestimated": "re-estimated",
-    "stain_shifted": "stains shifted",
-}
-"""What tables and figures call the readings: three of batch norm, and one of patches with other stains."""
-
-AS_TRAINED: Final = "as trained"
-"""What they call the first reading where batch norm is not read in several ways."""
+from pcam.shipped import find_config
+from pcam.study.readings import Reading
 
 Override = str | int | float | bool | list[int] | None
+
+Metric = Literal["loss", "accuracy", "auroc", "average_precision"]
+"""What a question can be asked in. Loss is in nats, and lower is better; the others are 0..1, and higher is better."""
+
+METRIC_NAMES: Final[Mapping[Metric, str]] = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+}
+"""What tables and sentences call the metrics."""
+
+LONGEST_NAME: Final = 100
+"""Bytes of a name, which becomes part of the names of folders and files; file systems take 255."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One condition: a config, and what differs from it.
+    """One condition of a study: an experiment's config, and what differs from it.
 
     Args:
-        label: For tables and figures.
-        config: The experiment's YAML, relative to the folder that the study is started from.
-        overrides: Options of scripts/train.py that differ from the config, as `trainer.max_steps: 13500`.
-        batch_norm_readings: Whether the network has batch norm that learns, and is to be read in three ways. Else it
-            is read as it was trained.
+        label: What tables and figures call the arm.
+        config: The experiment: the name of a shipped config, such as "random_dropout", or the path of a YAML file,
+            relative to the folder that the study is started from.
+        overrides: Options of training that differ from the config, such as `trainer.max_steps: 13500`.
+        batch_norm_readings: Whether to evaluate the network with three kinds of batch-norm statistics; it must have
+            batch norm that is not frozen. If false, it is evaluated as it was trained.
     """
 
     label: str
@@ -50,32 +53,36 @@ class Arm:
     batch_norm_readings: bool = False
 
     def options(self) -> dict[str, Override]:
-        """What decides the arm, flat: the config with its overrides.
+        """Read everything that decides the arm: the options of its config with the overrides, by dotted name.
 
         Raises:
             UserError: If the config cannot be read.
         """
+        path = find_config(self.config)
         try:
-            config = yaml.safe_load(self.config.read_text())
+            config = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(
-                f"Expected the config of an experiment at {self.config}, but it cannot be read "
-                f"({' '.join(str(error).split())}); correct the study's YAML, or start it from the project's folder."
+                f"Expected the config of an experiment at {path}, but it cannot be read "
+                f"({' '.join(str(error).split())}); correct the file."
             ) from error
         if not isinstance(config, dict):
-            raise UserError(f"Expected the config of an experiment at {self.config}, but found no options in it.")
+            raise UserError(f"Expected the config of an experiment at {path}, but found no options in it.")
         flat = dict(_flatten(config)) | self.overrides
         flat["batch_norm_readings"] = self.batch_norm_readings
         return {key: value for key, value in flat.items() if key not in ("experiment", "seed_everything")}
 
     def max_steps(self, name: str) -> int:
-        """Its budget in optimizer steps.
+        """Find for how many optimizer steps the arm trains.
 
         Args:
-            name: What a message calls the arm.
+            name: The name of the arm, for messages.
+
+        Returns:
+            The number of steps, at least 1.
 
         Raises:
-            UserError: If it has none, or ends before there is anything to report.
+            UserError: If the arm has no number of steps, or ends before anything is logged or validated.
         """
         options = self.options()
         found = options.get("trainer.max_steps")
@@ -94,26 +101,26 @@ class Arm:
         return found
 
     def uses_weights(self) -> bool:
-        """Whether it starts from pretrained weights."""
+        """Say whether the arm starts from pretrained weights."""
         options = self.options()
         found = options.get("model.network.weights", options.get("model.network.init_args.weights"))
         return found is not None
 
     def digest(self) -> str:
-        """A SHA-256 of what decides the arm."""
+        """Compute a SHA-256 of everything that decides the arm."""
         return hashlib.sha256(json.dumps(self.options(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a publication says of an arm, on its own patches.
+    """What a publication reports of an arm, measured on its own patches.
 
     Args:
-        auroc: 0..1.
+        auroc: The area under the ROC curve, 0..1.
         loss: The lowest validation loss, in nats.
-        accuracy: At that checkpoint, 0..1.
-        roc_figure: The number of its figure of the ROC.
-        loss_figure: The number of its figure of the losses.
+        accuracy: The validation accuracy at the checkpoint with the lowest loss, 0..1.
+        roc_figure: The number of the published figure with the arm's ROC curve.
+        loss_figure: The number of the published figure with the arm's losses over training.
     """
 
     auroc: float | None = None
@@ -125,14 +132,14 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A published table of what changes from one arm to another.
+    """A published table of how loss and accuracy change from one arm to another.
 
     Args:
-        number: Of the table.
-        title: What is changed.
-        arm: The arm after the change.
-        other: The arm before it.
-        note: What a reader of the published table must know.
+        number: The number of the table in the publication.
+        title: What is changed, such as "dropout removed".
+        arm: The name of the arm after the change.
+        other: The name of the arm before the change.
+        note: A sentence that a reader of the published table needs; empty for none.
     """
 
     number: int
@@ -144,16 +151,21 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the AUROCs of two arms.
+    """A question about how two arms, or two readings of one arm, differ in a metric.
 
     Args:
-        text: The question in words.
-        arm: Name of an arm.
-        other: Name of the arm that it is compared with.
-        reading: How both are read: batch norm's statistics, or with the stain shifts of their configs.
-        other_reading: How the other arm is read, if not in the same way.
-        test: Whether they differ, or whether they are as good as each other within the margin.
-        margin: Of AUROC, above 0, for equivalence.
+        text: The question as the report prints it.
+        arm: The name of an arm.
+        other: The name of the arm that it is compared with.
+        reading: How both arms are evaluated: with which statistics of batch norm ("momentum_0.1", "momentum_0.001" or
+            "reestimated"), or on patches with the shifted stains of their configs ("stain_shifted").
+        test: "difference" asks whether the arms differ; "equivalence" asks whether they are equal within the margin.
+        margin: The largest difference that does not matter, above 0, in the unit of the metric: nats for loss, else a
+            share of 1. Only for questions of equivalence.
+        other_reading: How the other arm is evaluated; null if in the same way.
+        metric: What is compared: "auroc", "average_precision", "accuracy" (at a score of 0.5) or "loss" (in nats).
+        change: What the arm has and the other has not, as the subject of the answer, such as "ImageNet weights" or
+            "dropout": the report then answers "ImageNet weights raised AUROC by .069". If empty, it names the labels.
     """
 
     text: str
@@ -163,10 +175,12 @@ class Question:
     test: Literal["difference", "equivalence"]
     margin: float | None = None
     other_reading: Reading | None = None
+    metric: Metric = "auroc"
+    change: str = ""
 
     @property
     def readings(self) -> tuple[Reading, Reading]:
-        """How the two arms are read."""
+        """The reading of the arm, and that of the other."""
         return self.reading, self.other_reading or self.reading
 
 
@@ -178,7 +192,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The experiment's name: of its folder, and in TensorBoard."""
+        """The name of the run's experiment, which is also that of its folder."""
         return f"{self.arm}_seed_{self.seed}"
 
 
@@ -187,15 +201,16 @@ class Plan:
     """A whole study.
 
     Args:
-        name: Of its folder.
-        title: Of its report.
-        split: Which split the report is on.
-        seeds: Of every arm.
-        arms: By name.
-        questions: Fixed before anything runs.
-        published: What a publication says, by the name of the arm.
-        published_tables: Its tables.
-        source: Where it was published, or what the study is about.
+        name: The name of the study, which is also that of its folder.
+        title: The title of the report.
+        split: The split of the data that every run is measured on: "valid", or "test" for a final report.
+        seeds: The random seeds that every arm is trained with, one run each; several show how far chance goes.
+        arms: The conditions that are compared, by name.
+        questions: What the study asks, fixed before anything runs; p-values are corrected for their number.
+        published: What a publication reports of arms, by the name of the arm; empty if there is none.
+        published_tables: The tables of that publication that compare two arms.
+        source: The publication, or what the study is about, as the report prints it.
+        note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
     """
 
     name: str
@@ -207,8 +222,12 @@ class Plan:
     published: Mapping[str, Published]
     published_tables: Sequence[PublishedTable]
     source: str
+    note: str = ""
 
     def __post_init__(self) -> None:
+        _check_name("a study", self.name)
+        for name in self.arms:
+            _check_name("an arm", name)
         labels = [arm.label for arm in self.arms.values()]
         if len(set(labels)) < len(labels):
             raise UserError(f"Expected arms with labels that differ, but found {labels}; correct the study's YAML.")
@@ -252,13 +271,27 @@ class Plan:
             )
 
     def runs(self) -> list[Run]:
-        """All runs, the shortest first: a study that is ended early has the most answers.
+        """List all runs, the shortest first, so that a study that is stopped early has the most answers.
 
         Raises:
-            UserError: If an arm has no budget in steps.
+            UserError: If an arm has no number of steps.
         """
         steps = {name: arm.max_steps(name) for name, arm in self.arms.items()}
         return sorted((Run(arm, seed) for seed in self.seeds for arm in self.arms), key=lambda run: steps[run.arm])
+
+
+def _check_name(kind: str, name: str) -> None:
+    """Refuse a name that would be a folder elsewhere, or none."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name or name.startswith("-"):
+        found = f"'{name}'"
+    elif not name.isprintable() or len(name.encode(errors="replace")) > LONGEST_NAME:
+        found = f"{name[:LONGEST_NAME]!r} ({len(name)} characters)"
+    else:
+        return
+    raise UserError(
+        f"Expected the name of {kind} to be the name of a folder (printable, at most {LONGEST_NAME} bytes, without / "
+        f"and \\, and not beginning with -), but found {found}; correct the study's YAML."
+    )
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Override]]:

@@ -1,38 +1,48 @@
-"""What a run of a study leaves behind, and reads back for the report."""
+"""The result of a run: the files that measuring it writes, and that the report reads."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.metrics import Cuts, cross_entropy
 from pcam.evaluation.predictions import Predictions
-from pcam.evaluation.statistics import independent_units
 from pcam.options import SplitName
 from pcam.run_folder import RunFolder
-from pcam.study.plan import AS_TRAINED, FIRST_READING, READING_NAMES, READINGS, Reading, Run
+from pcam.study.plan import Metric, Run
+from pcam.study.readings import READINGS, TRAINED_READING, Reading, reading_names
 
-METRICS = ("auroc", "average_precision", "accuracy", "loss")
-"""Of each reading: area under the ROC, average precision, accuracy at a score of 0.5, and loss in nats."""
+METRICS: Final[Sequence[Metric]] = ("auroc", "average_precision", "accuracy", "loss")
+"""What is computed of each reading: accuracy is at a score of 0.5, and loss is in nats."""
+
+_RECORD_KEYS: Final = (
+    "split", "patches", "step", "batch_size", "train_patches", "passes", "data_fingerprint", "seconds", "environment",
+    "readings",
+)  # fmt: skip
+_ENVIRONMENT_KEYS: Final = ("python", "packages", "device", "threads", "git_commit", "data_fingerprints")
+
+PREDICTIONS_FOLDER: Final = "study"
+"""The folder below a run's folder with the predictions of each reading."""
 
 
-def measure_predictions(predictions: Predictions) -> dict[str, float]:
-    """Compute `METRICS`.
+def compute_metrics(predictions: Predictions) -> dict[Metric, float]:
+    """Compute `METRICS` over all patches.
 
     Args:
-        predictions: With both labels.
+        predictions: Predictions of patches of both classes.
 
     Returns:
-        Each metric.
+        The value of each metric, by name.
     """
     labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
     cuts = Cuts.count(labels, logits, np.ones((1, len(labels))))
@@ -49,38 +59,75 @@ def write_result(
 ) -> None:
     """Write the predictions of each reading, then `study.json`, whose presence says that the run is done.
 
+    The files are small enough to be kept for years: no patches, compressed, without what follows from the rest. The
+    patches stay in the order of the packed store, which depends on their pixels and not on what they are called.
+
     Args:
         run: The run.
-        trained: Its folder.
-        split: What was predicted.
-        readings: Predictions of the same patches: the first reading of batch norm or all three, and perhaps one with
-            shifted stains.
-        facts: What else the report says of the run.
+        trained: The folder of the run.
+        split: The split that was predicted.
+        readings: The predictions of each reading, all of the same patches.
+        facts: What else the report says of the run, by name.
     """
-    first = next(iter(readings.values()))
-    table = pd.DataFrame({"id": first.ids, "label": first.labels, "group": first.groups})
-    if first.slides is not None:
-        table["slide"] = first.slides
     for reading, predictions in readings.items():
-        table[reading] = predictions.logits.astype(np.float64)
-    with atomic_path(trained.path / f"study_{split}.csv") as temporary:
-        table.to_csv(temporary, index=False)
+        _number_groups(predictions).write(_predictions_path(trained.path, split, reading), compact=True)
     record = {
         "arm": run.arm,
         "seed": run.seed,
         "split": split,
-        "patches": len(table),
+        "patches": len(next(iter(readings.values())).ids),
         **facts,
-        "seconds": _seconds(trained.path),
-        "environment": json.loads((trained.path / "environment.json").read_text()),
-        "readings": {reading: measure_predictions(predictions) for reading, predictions in readings.items()},
+        "seconds": _training_seconds(trained.path),
+        "environment": _read_environment(trained.path / "environment.json"),
+        "readings": {reading: compute_metrics(predictions) for reading, predictions in readings.items()},
     }
     with atomic_path(trained.path / "study.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _seconds(folder: Path) -> float:
-    """How long training took, validation included: the spans of its TensorBoard files."""
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        environment: dict[str, Any] = json.loads(path.read_text())
+        _check_keys(environment, _ENVIRONMENT_KEYS, "")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"Expected what a run was trained on in {path}, but it cannot be read ({error}); move {path.parent} away, "
+            f"and the study trains the run again."
+        ) from error
+    return environment
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Refuse, with a ValueError or a TypeError, a record that lacks what a report needs."""
+    _check_keys(record, _RECORD_KEYS, "")
+    _check_keys(record["environment"], _ENVIRONMENT_KEYS, "environment.")
+    _check_keys(record["environment"]["packages"], ("torch", "lightning"), "environment.packages.")
+    _check_keys(record["environment"]["data_fingerprints"], ("train",), "environment.data_fingerprints.")
+    unknown = sorted(set(record["readings"]) - set(READINGS))
+    if unknown or TRAINED_READING not in record["readings"]:
+        raise ValueError(f"its readings are {', '.join(record['readings']) or 'none'}")
+    for reading, metrics in record["readings"].items():
+        _check_keys(metrics, METRICS, f"readings.{reading}.")
+
+
+def _check_keys(found: Mapping[str, Any], keys: Sequence[str], prefix: str) -> None:
+    missing = [f"{prefix}{key}" for key in keys if key not in found]
+    if missing or not isinstance(found, dict):
+        raise ValueError(f"it has no {', '.join(missing) or 'keys'}")
+
+
+def _predictions_path(folder: Path, split: SplitName, reading: Reading) -> Path:
+    return folder / PREDICTIONS_FOLDER / f"{split}_{reading}.csv.gz"
+
+
+def _number_groups(predictions: Predictions) -> Predictions:
+    """Name groups by numbers, in the order of their first patches: hashes of pixels would be most of a file."""
+    numbers, _ = pd.factorize(np.array(predictions.groups, dtype=object))
+    return replace(predictions, groups=numbers.astype(np.str_).tolist())
+
+
+def _training_seconds(folder: Path) -> float:
+    """Sum the time from the first to the last event of each TensorBoard file: training with its validations."""
     total = 0.0
     for path in folder.glob("events.out.tfevents.*"):
         times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
@@ -90,11 +137,11 @@ def _seconds(folder: Path) -> float:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run that is done.
+    """The result of a run that is done.
 
     Args:
-        folder: Its folder.
-        record: What `study.json` says.
+        folder: The folder of the run.
+        record: What its `study.json` says.
     """
 
     folder: Path
@@ -105,117 +152,142 @@ class RunResult:
         """Read a result.
 
         Args:
-            path: Its `study.json`.
-            split: What the report is on.
+            path: The `study.json` of a run.
+            split: The split that the report is on.
 
         Returns:
-            The result.
+            The result. Its predictions and curves are read when they are asked for.
 
         Raises:
-            UserError: If it is of another split, or not whole.
+            UserError: If the file is damaged, or the result is of another split.
         """
         try:
             record = json.loads(path.read_text())
-        except ValueError as error:
+            _check_record(record)
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"Expected the result of a run in {path}, but it is not whole ({error}); copy the run's folder again, "
                 f"or delete the file, and the study measures the run again."
             ) from error
-        if record["split"] != split:
+        found = record["split"]
+        if found != split:
             raise UserError(
-                f"Expected a result on the split '{split}' in {path}, but found one on '{record['split']}'; delete it, "
-                f"and the study measures the run again."
+                f"Expected a result on the split '{split}' in {path}, but found one on '{found}'; delete it, and the "
+                f"study measures the run again."
             )
         return cls(path.parent, record)
 
-    def reading(self, reading: Reading) -> Reading:
-        """The reading that stands for another, where batch norm is read in one way alone.
+    @property
+    def reading_names(self) -> dict[Reading, str]:
+        """What tables and figures call the readings of this run, by reading."""
+        return reading_names(self.record["readings"])
+
+    def metrics(self, reading: Reading) -> dict[Metric, float]:
+        """Look up the `METRICS` of a reading of the last checkpoint."""
+        metrics: dict[Metric, float] = self.record["readings"][self._present(reading)]
+        return metrics
+
+    def predictions(self, reading: Reading) -> Predictions:
+        """Look up the predictions of a reading.
+
+        Args:
+            reading: A reading. For a network whose batch norm is read in one way, that one stands for all of them.
+
+        Returns:
+            The predictions in the order of the packed store, which is the same in all readings and all runs of a study,
+            also if they had the same patches in different forms, where patches have different ids.
 
         Raises:
-            UserError: If the run was not read with shifted stains, for which nothing stands.
+            UserError: If the file is damaged, or the run has no such reading.
         """
+        return self._predictions[self._present(reading)]
+
+    def logits(self, reading: Reading) -> NDArray[np.float64]:
+        """Look up the logits of a reading, in the order of the packed store."""
+        return self.predictions(reading).logits.astype(np.float64)
+
+    @property
+    def labels(self) -> NDArray[np.float64]:
+        """The true label of each patch, 0 or 1."""
+        return self._first.labels.astype(np.float64)
+
+    @property
+    def slides_known(self) -> bool:
+        """Whether the slides of patches are known."""
+        return self._first.slides is not None
+
+    @property
+    def units(self) -> list[str]:
+        """The independent unit of each patch: its slide if that is known, else its group of identical patches."""
+        return self._first.units
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Everything that was logged in training, one row a step."""
+        path = self.folder / "metrics.csv"
+        try:
+            table = pd.read_csv(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damaged(path) from error
+        if not all(name in table and is_numeric_dtype(table[name]) for name in ("step", "train/loss", "val/loss")):
+            raise self._damaged(path)
+        return table
+
+    def validation(self, metric: Metric, reading: Reading) -> "pd.Series[float]":
+        """Look up a metric on the whole valid split at each validation.
+
+        Args:
+            metric: The metric.
+            reading: The reading.
+
+        Returns:
+            Its values, by step.
+        """
+        column = f"val_shifted/{metric}" if reading == "stain_shifted" else f"val/{metric}_{reading}"
+        if column not in self.curves:
+            column = f"val/{metric}"
+        return self.curves.set_index("step")[column].dropna()
+
+    def published_selection(self, reading: Reading) -> dict[str, float]:
+        """Look up the validation with the lowest loss of a reading: the published study chose its checkpoints so.
+
+        Returns:
+            `step`, and `loss`, `accuracy` and `auroc` on the whole valid split at that step.
+        """
+        loss = self.validation("loss", reading)
+        row = int(loss.argmin())
+        metrics: Sequence[Metric] = ("loss", "accuracy", "auroc")
+        values: dict[str, float] = {metric: float(self.validation(metric, reading).iloc[row]) for metric in metrics}
+        return {"step": float(loss.index[row])} | values
+
+    def _present(self, reading: Reading) -> Reading:
+        """Find the reading that stands for another, where batch norm is read in one way."""
         if reading in self.record["readings"]:
             return reading
         if reading == "stain_shifted":
             raise UserError(
                 f"Expected {self.folder} to be read with shifted stains too, but its arm had none; move the folder "
-                f"away, and the study trains the run anew."
+                f"away, and the study trains the run again."
             )
-        return FIRST_READING
+        return TRAINED_READING
 
     @property
-    def reading_names(self) -> dict[Reading, str]:
-        """What tables and figures call the readings that there are."""
-        names = {reading: READING_NAMES[reading] for reading in READINGS if reading in self.record["readings"]}
-        return names if "reestimated" in names else {**names, FIRST_READING: AS_TRAINED}
-
-    def metrics(self, reading: Reading) -> dict[str, float]:
-        """`METRICS` of a reading of the last checkpoint."""
-        metrics: dict[str, float] = self.record["readings"][self.reading(reading)]
-        return metrics
-
-    def logits(self, reading: Reading) -> NDArray[np.float64]:
-        """Logits of a reading, in the order of the packed store."""
-        logits: NDArray[np.float64] = self._table[self.reading(reading)].to_numpy()
-        return logits
-
-    @property
-    def labels(self) -> NDArray[np.float64]:
-        """0 or 1."""
-        return self._table["label"].to_numpy(dtype=np.float64)
-
-    @property
-    def slides_known(self) -> bool:
-        """Whether the slide of each patch is known."""
-        return "slide" in self._table
-
-    @property
-    def units(self) -> list[str]:
-        """What was drawn independently of each other: the slide of each patch if it is known, else its group."""
-        slides = self._table["slide"].tolist() if self.slides_known else None
-        return independent_units(self._table["group"].tolist(), slides)
+    def _first(self) -> Predictions:
+        return next(iter(self._predictions.values()))
 
     @cached_property
-    def _table(self) -> pd.DataFrame:
-        # As text: the hash of a group may look like a number.
-        columns = {"id": str, "group": str, "slide": str}
-        table = self._read_csv(f"study_{self.record['split']}.csv", dtype=columns, keep_default_na=False)
-        if len(table) != self.record["patches"]:
-            raise self._incomplete(f"study_{self.record['split']}.csv")
-        return table
+    def _predictions(self) -> dict[Reading, Predictions]:
+        found: dict[Reading, Predictions] = {}
+        for reading in self.record["readings"]:
+            path = _predictions_path(self.folder, self.record["split"], reading)
+            found[reading] = Predictions.read(path)
+            first = next(iter(found.values()))
+            if len(found[reading].ids) != self.record["patches"] or found[reading].ids != first.ids:
+                raise self._damaged(path)
+        return found
 
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """What was logged in training, a row a step."""
-        return self._read_csv("metrics.csv")
-
-    def _read_csv(self, name: str, **options: Any) -> pd.DataFrame:
-        try:
-            table: pd.DataFrame = pd.read_csv(self.folder / name, **options)
-        except (FileNotFoundError, ValueError) as error:
-            raise self._incomplete(name) from error
-        return table
-
-    def _incomplete(self, name: str) -> UserError:
+    def _damaged(self, path: Path) -> UserError:
         return UserError(
-            f"Expected {self.folder / name} as the study wrote it, but it is not there or not whole; copy the run's "
-            f"folder again, or delete its study.json, and the study measures the run again."
+            f"Expected {path} as the study wrote it, but it is not there or not whole; copy the run's folder again, or "
+            f"delete its study.json, and the study measures the run again."
         )
-
-    def validation(self, name: str, reading: Reading) -> "pd.Series[float]":
-        """A metric on the whole valid split at each validation, by step; `name` as in METRICS."""
-        column = f"val_shifted/{name}" if reading == "stain_shifted" else f"val/{name}_{reading}"
-        if column not in self.curves:
-            column = f"val/{name}"
-        return self.curves.set_index("step")[column].dropna()
-
-    def published_selection(self, reading: Reading) -> dict[str, float]:
-        """What is measured at the validation where a reading's loss is lowest: the way the published study chose.
-
-        Returns:
-            `step`, `loss`, `accuracy` and `auroc` on the whole valid split.
-        """
-        loss = self.validation("loss", reading)
-        row = int(loss.argmin())
-        values = {name: float(self.validation(name, reading).iloc[row]) for name in ("loss", "accuracy", "auroc")}
-        return {"step": float(loss.index[row]), **values}

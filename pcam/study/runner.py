@@ -1,4 +1,4 @@
-"""Train what is missing of a study, one run after the other, each as a process of its own."""
+"""Train the runs of a study that are missing, one after the other, each in a process of its own."""
 
 import fcntl
 import json
@@ -19,55 +19,58 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pcam.atomic import atomic_path
 from pcam.errors import StoppedError, UserError
 from pcam.run_folder import RunFolder
+from pcam.shipped import find_config
 from pcam.study.plan import Plan, Run
 
-TRAIN_SCRIPT: Final = Path(__file__).parents[2] / "scripts" / "train.py"
+TRAIN_COMMAND: Final = (sys.executable, "-m", "pcam", "train")
+"""The command that trains a run; the run's options follow."""
 
 POLL_SECONDS: Final = 1.0
+"""Seconds between two looks at how far a run has got."""
 
 STOPPED: Final = "Stopped; what is done is kept, and the same command goes on with the rest, within a run too."
 
-Measure = Callable[[Run, RunFolder], None]
-"""Measures a trained run, and writes its result."""
+MeasureRun = Callable[[Run, RunFolder], None]
+"""A function that measures a trained run and writes its result."""
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where a study's runs lie.
+    """The folder of a study, and what lies where in it.
 
     Args:
-        path: The folder of the study.
+        path: The folder.
     """
 
     path: Path
 
     @property
     def runs(self) -> Path:
-        """The folder of all runs: one each, `<arm>_seed_<seed>`."""
+        """The folder with one folder for each run, `<arm>_seed_<seed>`."""
         return self.path / "runs"
 
     @property
     def report(self) -> Path:
-        """The folder of the report."""
+        """The folder of the report's pages, tables and figures."""
         return self.path / "report"
 
     def log(self, run: Run) -> Path:
-        """What training a run said."""
+        """The file with everything that the training of a run printed."""
         return self.runs / run.name / "train.log"
 
     def failure(self, run: Run) -> Path:
-        """Why a run could not be trained; there only if it could not."""
+        """The file that says why a run could not be trained or measured; it exists only if that failed."""
         return self.runs / run.name / "not_run.txt"
 
     def check_arm(self, plan: Plan, run: Run) -> None:
-        """Refuse a run of another arm than the plan's.
+        """Refuse a run that was trained with other options than its arm has now.
 
         Args:
             plan: The study.
-            run: The run.
+            run: One of its runs.
 
         Raises:
-            UserError: If it was trained with other options.
+            UserError: If the options differ.
         """
         path = self.runs / run.name / "arm.json"
         if not path.exists():
@@ -83,46 +86,47 @@ class StudyFolder:
             )
 
     def result(self, run: Run) -> Path | None:
-        """The result of a run, if it is done; whether its checkpoints are still there or not."""
+        """Find the `study.json` of a run, which exists if the run is done; its checkpoints may be gone."""
         results = [version.path / "study.json" for version in RunFolder.versions(self.runs, run.name)]
         return next((result for result in reversed(results) if result.exists()), None)
 
     def trained(self, run: Run) -> RunFolder | None:
-        """The latest folder of a run that has a checkpoint, if there is one."""
+        """Find the latest folder of a run that has a checkpoint, if there is one."""
         versions = RunFolder.versions(self.runs, run.name)
         return next((found for found in reversed(versions) if (found.checkpoints / "last.ckpt").exists()), None)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all runs of a study share, and the study's YAML does not say.
+    """What all runs of a study share on this machine, and what the study's YAML therefore does not say.
 
     Args:
-        data_root: Folder with the patches.
-        weights: A file with pretrained weights, for the arms that start from such; None takes those of the config.
+        root: The folder with the patches.
+        weights: A file with pretrained weights, for the arms that start from such; None takes those that their configs
+            name.
     """
 
-    data_root: Path
+    root: Path
     weights: Path | None = None
 
 
 def execute(
-    plan: Plan, runs: Sequence[Run], folder: StudyFolder, conditions: Conditions, measure: Measure
+    plan: Plan, runs: Sequence[Run], folder: StudyFolder, conditions: Conditions, measure_run: MeasureRun
 ) -> dict[Run, str]:
-    """Train and measure the runs that are not done.
+    """Train and measure those runs that are not done.
 
-    A run that is half done goes on from its last checkpoint. One that another process is training is left to it. One
-    that fails is noted, and the others go on.
+    A run that was interrupted goes on from its last checkpoint. A run that another process is training is left to that
+    process. If a run fails, the reason is kept, and the next run begins.
 
     Args:
         plan: The study.
-        runs: Those of its runs that are this process's.
-        folder: Where they lie.
-        conditions: What they share.
-        measure: Measures a trained run.
+        runs: The runs that this process is to do.
+        folder: The folder of the study.
+        conditions: What all runs share.
+        measure_run: A function that measures a trained run and writes its result.
 
     Returns:
-        Why runs failed.
+        The runs that failed, each with the reason in a sentence.
 
     Raises:
         StoppedError: After SIGINT or SIGTERM.
@@ -143,7 +147,7 @@ def execute(
             def advance(step: int, done: int = done) -> None:
                 progress.update(bar, completed=done + step)
 
-            reason = _train_and_measure(plan, run, folder, conditions, measure, advance, received)
+            reason = _train_and_measure(plan, run, folder, conditions, measure_run, advance, received)
             if reason is not None:
                 failures[run] = reason
                 progress.console.print(f"{run.name} failed: {reason}")
@@ -159,11 +163,11 @@ def _train_and_measure(
     run: Run,
     folder: StudyFolder,
     conditions: Conditions,
-    measure: Measure,
+    measure_run: MeasureRun,
     advance: Callable[[int], None],
     received: list[int],
 ) -> str | None:
-    """Bring one run to its end; return why it failed, if it did."""
+    """Train one run to its end and measure it; return why that failed, or None."""
     place = folder.runs / run.name
     place.mkdir(parents=True, exist_ok=True)
     with _lock(place / "lock") as lock:
@@ -181,7 +185,7 @@ def _train_and_measure(
         try:
             if exit_code != 0 or trained is None:
                 raise UserError(_reason(exit_code, folder.log(run)))
-            measure(run, trained)
+            measure_run(run, trained)
         except UserError as error:
             with atomic_path(folder.failure(run)) as temporary:
                 temporary.write_text(f"{error}\n")
@@ -201,15 +205,16 @@ def _train(
 ) -> int:
     trained = folder.trained(run)
     options = (
-        ["--resume", str(trained.path), "--data.root", str(conditions.data_root)]
+        ["--resume", str(trained.path), "--data.root", str(conditions.root)]
         if trained
         else train_options(plan, run, folder, conditions)
     )
     with folder.log(run).open("a") as log:
-        # A session of its own: Ctrl-C in a terminal would reach it too, and a second signal ends it without checkpoint.
-        # It holds the lock as well, so that it is not trained twice if only this process is killed.
+        # In a session of its own: else Ctrl-C in a terminal would reach it beside the signal that is forwarded below,
+        # and a second signal ends training without a checkpoint. It inherits the lock, so that the run is not trained
+        # twice if only this process is killed.
         process = subprocess.Popen(
-            [sys.executable, str(TRAIN_SCRIPT), *options],
+            [*TRAIN_COMMAND, *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -227,24 +232,24 @@ def _train(
 
 
 def train_options(plan: Plan, run: Run, folder: StudyFolder, conditions: Conditions) -> list[str]:
-    """The command line of scripts/train.py that trains a run.
+    """Write the command line that trains a run from the beginning.
 
     Args:
         plan: The study.
         run: The run.
-        folder: The study's folder.
+        folder: The folder of the study.
         conditions: What all runs share.
 
     Returns:
-        The words after the script's name.
+        The words that follow `pcam train`.
     """
     arm = plan.arms[run.arm]
     options = {
-        "config": arm.config,
+        "config": find_config(arm.config),
         "experiment": run.name,
         "seed_everything": run.seed,
         "runs_dir": folder.runs,
-        "data.root": conditions.data_root,
+        "data.root": conditions.root,
         "trainer.enable_progress_bar": "false",
         **{key: "null" if value is None else value for key, value in arm.overrides.items()},
     }
@@ -263,7 +268,7 @@ def _last_step(folder: StudyFolder, run: Run) -> int:
 
 
 def _reason(exit_code: int, log: Path) -> str:
-    """Why training ended without a checkpoint of its last step."""
+    """Say in a sentence why training failed: the signal that killed it, or the last line that it printed."""
     if exit_code < 0:
         killed = f"killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
         return f"{killed}, perhaps for want of memory" if exit_code == -signal.SIGKILL else killed
@@ -273,7 +278,7 @@ def _reason(exit_code: int, log: Path) -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[int | None]:
-    """Hold a file's lock, which a child process that gets the descriptor holds as well; None if another has it."""
+    """Hold the lock of a file and lend its descriptor, with which a child process holds it too; None if taken."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -288,7 +293,7 @@ def _lock(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of being ended by them."""
+    """Collect the signals SIGINT and SIGTERM in a list, instead of ending at once."""
     received: list[int] = []
 
     def note(signal_number: int, frame: FrameType | None) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pcam.commands.evaluate import main as evaluate
 
+from pcam.commands.evaluate import main as evaluate
 from pcam.commands.train import main as train
 from pcam.run_folder import RunFolder
 from pcam.training import PatchClassifier

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from pcam.commands.evaluate import main as evaluate
 from pcam.commands.prepare_data import main as prepare_data
-
 from pcam.commands.train import main as train
 from tests.conftest import REPOSITORY
 

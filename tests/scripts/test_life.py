@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from pcam.commands.evaluate import main as evaluate
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pcam.commands.evaluate import main as evaluate
 from pcam.commands.train import main as train
 from pcam.data import PCamDataModule
 from pcam.training import PatchClassifier

@@ -41,6 +41,17 @@ def test_an_arm_is_known_by_what_decides_it(tmp_path: Path) -> None:
     assert Arm("CNN", CNN, batch_norm_readings=True).digest() != arm.digest()
 
 
+def test_a_config_can_be_named_without_its_path() -> None:
+    assert Arm("CNN", Path("cnn")).digest() == Arm("CNN", CNN).digest()
+    with pytest.raises(UserError, match=r"the name of one that is shipped \(best, cnn, .*\), but found 'cmm'"):
+        Arm("CNN", Path("cmm")).options()
+
+
+def test_names_with_spaces_and_letters_of_any_language_are_taken() -> None:
+    arms = {"mit Dröpout, 0.5": Arm("one", CNN)}
+    assert replace(PLAN, arms=arms, questions=[], published={}).runs()[0].name == "mit Dröpout, 0.5_seed_1"
+
+
 def test_overrides_win_over_the_config() -> None:
     assert Arm("", CNN).max_steps("cnn") == 13500
     assert Arm("", CNN, SHORT).max_steps("cnn") == 5
@@ -79,6 +90,25 @@ def test_overrides_win_over_the_config() -> None:
             {"questions": [Question("So?", "long", "short", "stain_shifted", "difference")]},
             "Expected the arm 'long' to have data.stain_shifts in its config, as 'So",
         ),
+        ({"name": ""}, "Expected the name of a study to be the name of a folder .*, but found ''; correct"),
+        ({"name": "../../x"}, r"Expected the name of a study to be the name of a folder .*, but found '\.\./\.\./x'"),
+        ({"name": "/abs"}, "Expected the name of a study to be the name of a folder .*, but found '/abs'"),
+        *(
+            (
+                {"arms": {name: Arm("one", CNN)}},
+                f"Expected the name of an arm to be the name of a folder .*found {found}",
+            )
+            for name, found in {
+                "..": r"'\.\.'",
+                ".": r"'\.'",
+                "a/../b": "'a/../b'",
+                "a\\b": r"'a\\b'",
+                "-rf": "'-rf'",
+                "a\x1b[2J": r"'a\\x1b\[2J' \(5 characters\)",
+                "a\n": r"'a\\n' \(2 characters\)",
+                "é" * 60: r"'é+' \(60 characters\)",
+            }.items()
+        ),
         (
             {
                 "questions": [
@@ -97,7 +127,7 @@ def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, object], messag
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "Expected the config of an experiment at .*broken.yaml, but it cannot be read"),
+        (None, "Expected a config at .*broken.yaml, but there is no such file; .* shipped: best, cnn"),
         ("a: [", "Expected the config of an experiment at .*broken.yaml, but it cannot be read"),
         ("words", "Expected the config of an experiment at .*broken.yaml, but found no options in it"),
         (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pcam.evaluation.readers import Inference, compare_arms, holm, infer_arm
+from pcam.evaluation.seeds import Inference, compare_arms, holm, infer_arm
 from pcam.evaluation.statistics import delong_covariance, delong_test
 
 # Van Dyke et al. 1993: two ways to look for aortic dissection, five readers, 69 normal and 45 abnormal patients, as

@@ -1,8 +1,9 @@
-"""What several seeds of an arm say about the arm: its patches and its seeds are both samples.
+"""How sure a mean over several seeds is, and a difference of two such means.
 
-Seeds are the readers of a multi-reader multi-case analysis: each seed of an arm classifies the same patches, and what
-is asked is about seeds and patches that were not drawn. DeLong's variance alone, with seeds pooled or averaged, leaves
-out that another seed gives another network.
+Both the patches and the seeds of an arm are samples: other patches and other seeds would have given other numbers. This
+is the situation of a multi-reader multi-case study in radiology, where several readers judge the same cases, so its
+analysis is used here, with a seed in the place of a reader. DeLong's variance alone, with the seeds pooled or averaged,
+would ignore that another seed gives another network.
 """
 
 from dataclasses import dataclass, replace
@@ -12,19 +13,18 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.stats import t as student
 
-LEVEL: Final = 0.95
-"""Of intervals; tests are at 5 %."""
+from pcam.evaluation.statistics import LEVEL
 
 AUROC_BOUNDS: Final = (0.0, 1.0)
 
 POWER: Final = 0.8
-"""With which the smallest difference that could have been seen is seen."""
+"""The probability with which a test finds the difference that `Inference.detectable` names."""
 
 Merits = Float64[np.ndarray, "arms seeds"]
-"""How good each network is: its AUROC, or a mean over patches, as its loss."""
+"""The value of a metric for each network: its AUROC, its loss and so on."""
 
 Covariance = Float64[np.ndarray, "arms seeds arms seeds"]
-"""How two of them on the same patches vary together over patches."""
+"""The covariance of the merits of any two networks when the same other patches were drawn for both."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Inference:
     """An estimate and how sure it is.
 
     Args:
-        estimate: A mean over seeds, or a difference of two.
-        standard_error: Of the estimate.
-        degrees_of_freedom: Of Student's t for it; infinite where seeds add nothing to the patches, or there is one.
-        bounds: The lowest and the highest value there can be: -1 and 1 for a difference of AUROCs, 0 and 1 for an
-            AUROC.
+        estimate: A mean over seeds, or the difference of two such means.
+        standard_error: The standard error of the estimate, in its unit; NaN if it cannot be estimated.
+        degrees_of_freedom: The degrees of freedom of Student's t distribution that the estimate follows; infinite if
+            the seeds add nothing to the scatter from the patches, or if there is only one seed.
+        bounds: The lowest and the highest value that is possible: -1 and 1 for a difference of AUROCs, 0 and 1 for an
+            AUROC, minus and plus infinity for a difference of losses.
     """
 
     estimate: float
@@ -45,24 +46,32 @@ class Inference:
     bounds: tuple[float, float] = (-1.0, 1.0)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """The interval that covers the true value in a share of `level` of studies; it ends at the bounds."""
+        """The confidence interval at a level between 0 and 1, cut off at the bounds."""
         half = float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
         lowest, highest = self.bounds
         return max(self.estimate - half, lowest), min(self.estimate + half, highest)
 
     def p_difference(self) -> float:
-        """Two-sided probability of an estimate as far from 0 if the true value were 0."""
+        """The two-sided p-value: the probability of an estimate at least as far from 0 if the true value is 0."""
         return min(2 * self._beyond(abs(self.estimate)), 1.0)
 
     def p_equivalence(self, margin: float) -> float:
-        """The larger of two one-sided probabilities: that the true value is at or beyond a margin, on either side.
+        """The p-value of a test of equivalence: small if the true value is certainly closer to 0 than the margin.
+
+        It is the larger of the p-values of two one-sided tests, one at each end of the margin.
+
+        Args:
+            margin: The largest difference that does not matter, above 0, in the unit of the estimate.
+
+        Returns:
+            A probability, 0..1.
 
         Source: Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach" (TOST).
         """
         return self._beyond(margin - abs(self.estimate))
 
     def detectable(self) -> float:
-        """The smallest true difference that a study like this one finds (at 5 %) four times out of five."""
+        """The true difference that a study with this standard error finds, at 5 %, four times out of five."""
         quantiles = student.ppf([(1 + LEVEL) / 2, POWER], self.degrees_of_freedom)
         return float(quantiles.sum()) * self.standard_error
 
@@ -73,14 +82,14 @@ class Inference:
 
 
 def infer_arm(aurocs: Float64[np.ndarray, " seeds"], covariance: Float64[np.ndarray, "seeds seeds"]) -> Inference:
-    """Estimate an arm's mean AUROC over seeds.
+    """Estimate the mean AUROC of an arm over its seeds.
 
     Args:
-        aurocs: Of each seed, on the same patches.
-        covariance: Over patches (DeLong's).
+        aurocs: The AUROC of each seed, all on the same patches.
+        covariance: The covariance of these AUROCs over patches, as DeLong's method estimates it.
 
     Returns:
-        The mean; with one seed, as sure as that one network on other patches.
+        The mean. Its error counts patches and seeds; with one seed, patches only.
 
     Source: Hillis 2007, "A comparison of denominator degrees of freedom methods for multiple observer ROC analysis",
     section 4 (single treatments), for the model of Obuchowski and Rockette 1995.
@@ -95,15 +104,16 @@ def infer_arm(aurocs: Float64[np.ndarray, " seeds"], covariance: Float64[np.ndar
 
 
 def compare_arms(merits: Merits, covariance: Covariance, bounds: tuple[float, float] = (-1.0, 1.0)) -> Inference:
-    """Estimate by how much the mean over seeds of one arm is above that of another.
+    """Estimate the difference between the means of two arms over the same seeds.
 
     Args:
-        merits: Of the two arms at the same seeds, on the same patches: AUROCs, or means over patches.
-        covariance: Over patches (for AUROCs, DeLong's).
-        bounds: The lowest and the highest difference there can be.
+        merits: The values of a metric for both arms at the same seeds, all on the same patches.
+        covariance: The covariance of these values over patches (for AUROCs, by DeLong's method).
+        bounds: The lowest and the highest difference that is possible.
 
     Returns:
-        The first less the second; with one seed, the paired test of these two networks (for AUROCs, DeLong's).
+        The mean of the first arm minus that of the second. Its error counts patches and seeds; with one seed it is that
+        of the paired test of the two networks (for AUROCs, DeLong's test).
 
     Source: Obuchowski and Rockette 1995, "Hypothesis testing of diagnostic accuracy for multiple readers and multiple
     tests: an ANOVA approach with dependent observations"; the degrees of freedom are those of Hillis 2007.
@@ -122,13 +132,15 @@ def compare_arms(merits: Merits, covariance: Covariance, bounds: tuple[float, fl
 
 
 def holm(p_values: Float64[np.ndarray, " questions"]) -> Float64[np.ndarray, " questions"]:
-    """Adjust p-values so that all questions together are wrong at most once in twenty studies.
+    """Correct p-values for the number of questions that are asked together.
+
+    Whoever calls adjusted values below 0.05 significant is wrong about any of the questions in at most 5 % of studies.
 
     Args:
-        p_values: One a question.
+        p_values: The p-value of each question, 0..1.
 
     Returns:
-        Adjusted, 0..1.
+        The adjusted p-values in the same order, 0..1; none is below its own p-value.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -140,7 +152,7 @@ def holm(p_values: Float64[np.ndarray, " questions"]) -> Float64[np.ndarray, " q
 
 
 def _inference(estimate: float, seeds: float, patches: float, factor: float, degrees_of_freedom: int) -> Inference:
-    """From mean squares of seeds and what patches add to them."""
+    """Build an inference from the mean square of the seeds and what the patches add to it."""
     total = seeds + patches
     # Hillis's degrees of freedom: many where most of the error is from patches, few where it is from seeds.
     degrees = degrees_of_freedom * (total / seeds) ** 2 if seeds > 0 else np.inf
