@@ -129,7 +129,7 @@ def execute(
         The runs that failed, each with the reason in a sentence.
 
     Raises:
-        StoppedError: After SIGINT or SIGTERM.
+        StoppedError: After SIGINT, SIGTERM or SIGHUP.
         UserError: If a run's folder holds a run of another arm than the plan's.
     """
     for run in runs:
@@ -227,7 +227,8 @@ def _train(
             except subprocess.TimeoutExpired:
                 advance(_last_step(folder, run))
             if received and not forwarded:
-                process.send_signal(received[0])
+                # A closed terminal is no reason to lose the steps since the last checkpoint.
+                process.send_signal(signal.SIGTERM if received[0] == signal.SIGHUP else received[0])
                 forwarded = True
 
 
@@ -293,13 +294,16 @@ def _lock(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the signals SIGINT and SIGTERM in a list, instead of ending at once."""
+    """Collect the signals SIGINT, SIGTERM and SIGHUP in a list, instead of ending at once."""
     received: list[int] = []
 
     def note(signal_number: int, frame: FrameType | None) -> None:
         received.append(signal_number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:

@@ -1,6 +1,7 @@
 """Studies through the front door: they train, are stopped, go on, fail in part, and report."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -109,7 +110,10 @@ def test_one_arm_fails_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_study_that_is_stopped_goes_on_bit_for_bit(
+    number: signal.Signals, plan: Path, patch_root: Path, tmp_path: Path
+) -> None:
     study(words(plan, patch_root, tmp_path / "whole", "--shard", "1/3"))
     (run,) = (tmp_path / "whole" / "runs").iterdir()
     assert run.name == "plain_seed_1"  # the others are other machines'
@@ -120,9 +124,9 @@ def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Pat
     deadline = time.monotonic() + 120
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + number
     assert "Stopped; what is done is kept, and the same command goes on with the rest" in said
     study(words(plan, patch_root, stopped, "--shard", "1/3"))
     ends = [
@@ -156,6 +160,19 @@ def test_readings_are_measured_where_there_is_batch_norm(plan: Path, patch_root:
         assert record["readings"][reading]["loss"] == pytest.approx(last[f"val/loss_{reading}"], rel=1e-5)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_a_study_unless_nohup_says_not_to(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with runner._signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == ([signal.SIGTERM] if ignored else [signal.SIGHUP, signal.SIGTERM])
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_process_that_was_killed_is_said_to_be(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("MobileNetV2: 2,225,153 parameters learn, 0 are frozen.\n\n")
@@ -187,7 +204,7 @@ def test_patches_are_asked_for(plan: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_shipped_study_is_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(REPOSITORY)  # its configs are relative to it
+    monkeypatch.chdir(tmp_path)  # its arms' configs are found by their names
     path = REPOSITORY / "configs" / "studies" / f"{name}.yaml"
     with pytest.raises(SystemExit):
         study(["--config", str(path), "--output", str(tmp_path), "--report-only"])

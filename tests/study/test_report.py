@@ -188,6 +188,7 @@ def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder)
         "of what they were before training, 99.0 % after 10 steps is still in them",  # 0.999 to the power of 10
     ):
         assert expected in text
+    assert "2,250" not in text  # the steps of another study
 
 
 def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
