@@ -23,6 +23,7 @@ from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import find_layout
 from pcam.data.near_repeats import MAX_DISTANCE, MIN_CONTRAST, MIN_CORRELATION, close_pairs, correlate, look_at
 from pcam.data.packed import PackedSplit
+from pcam.data.terminal import printable
 from pcam.options import SPLIT_NAMES, SplitName
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
 
@@ -231,7 +232,9 @@ class Audit:
             gap = np.full((PATCH_SIZE, 4, 3), 255, dtype=np.uint8)
             images = [part for patch in patches for part in (gap, self.stores[patch.split].patches[patch.row])]
             axes.imshow(np.concatenate(images[1:], axis=1))
-            axes.set_title("\n".join([kind, *(str(patch) for patch in patches)]), fontsize=6)
+            axes.set_title(
+                "\n".join([kind, *(printable(str(patch)) for patch in patches)]), fontsize=6, parse_math=False
+            )
         return figure
 
 

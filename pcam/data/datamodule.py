@@ -17,6 +17,7 @@ from pcam.data.layouts import find_layout
 from pcam.data.loader import Batches, BatchLoader
 from pcam.data.packed import PackedSplit, pack
 from pcam.data.stain import StainShift, jitter_stains, shift_stains
+from pcam.data.terminal import printable
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchBatch, Patches
@@ -99,7 +100,7 @@ class PCamDataModule(LightningDataModule):
         if split not in self._stores:
             files = find_layout(self.root).split(split)
             if files.note is not None:
-                rank_zero_info(files.note)
+                rank_zero_info(printable(files.note))
             store = pack(files, self.store_path(split), f"Packing {split}", deduplicate=self.deduplicate)
             if self.deduplicate:
                 rank_zero_info(

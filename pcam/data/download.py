@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Final
 
 import requests
-from filelock import FileLock
 from requests.adapters import HTTPAdapter
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from pcam.data.files import require_file, require_place
+from pcam.data.locks import only_one
 from pcam.errors import UserError
 from pcam.options import SPLIT_NAMES, SplitName
 
@@ -95,8 +97,8 @@ def download(
         pause: Seconds before the second try; twice as long before each further one.
 
     Raises:
-        UserError: If a file is in the folder's place, the disk has no room, the server does not give what it should, or
-            the bytes are wrong.
+        UserError: If something else is in the place of the folder or of a file, the disk has no room, the server does
+            not give what it should, or the bytes are wrong.
     """
     wanted = [file for split in dict.fromkeys(splits) for file in files[split]]
     retry = Retry(
@@ -112,9 +114,9 @@ def download(
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"Expected a folder to download into at {root}, but found a file; choose another.") from error
     with (
-        FileLock(root / ".download.lock"),
         requests.Session() as session,
         Progress(*columns, TimeRemainingColumn()) as progress,
+        only_one(root / ".download.lock", lambda: f"downloads into {root}", _printer(progress)),
     ):
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -124,10 +126,16 @@ def download(
             _fetch(root, file, base_url, session, progress, pause)
 
 
+def _printer(progress: Progress) -> Callable[[str], None]:
+    return lambda text: progress.console.print(text, markup=False, highlight=False)
+
+
 def _is_there(root: Path, file: RemoteFile, progress: Progress) -> bool:
     path = root / file.name
-    if not path.exists():
+    require_place(_part(root, file))
+    if not os.path.lexists(path):
         return False
+    require_file(path)
     found = _size_and_md5(path, progress)
     if found != (file.size, file.md5):
         raise UserError(
@@ -187,7 +195,8 @@ def _receive(url: str, part: Path, file: RemoteFile, session: requests.Session, 
     advice = f"run this again later, or put {file.name} into {part.parent} yourself: it will be checked"
     try:
         response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except requests.RequestException as error:
+    # urllib3's own errors, and ValueError, come from redirects to what is no address.
+    except (requests.RequestException, HTTPError, ValueError) as error:
         raise UserError(f"Expected {file.name} from {url}, but it cannot be reached ({error}); {advice}.") from error
     with response:
         if response.status_code == requests.codes.ok:
@@ -210,7 +219,7 @@ def _receive(url: str, part: Path, file: RemoteFile, session: requests.Session, 
                     report(stream.tell())
                     if stream.tell() > file.size:  # of an answer without a length
                         break
-            except requests.RequestException:
+            except (requests.RequestException, HTTPError):
                 return  # broken off; the next request goes on
 
 

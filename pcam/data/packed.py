@@ -19,12 +19,14 @@ from typing import Final
 import h5py
 import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
+from pcam.data.layouts.hdf5 import find_array
+from pcam.data.locks import only_one
+from pcam.data.terminal import printable
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
@@ -67,25 +69,34 @@ class PackedSplit:
         """
         self.path = path
         try:
+            if os.path.lexists(path) and not path.is_file():  # to open a named pipe would wait for ever
+                raise ValueError("it is no file, but a folder, a device, a named pipe or a link to nothing")
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
                     raise ValueError(f"it has no mark '{FORMAT.decode()}', version {VERSION}")
-                patches = file["patches"]
-                self.labels: NDArray[np.uint8] = file["labels"][:]
+                patches, labels = _held(file, "patches"), _held(file, "labels")
+                if labels.dtype != np.uint8 or labels.ndim != 1:
+                    raise ValueError(f"it holds labels as {labels.dtype} of shape {labels.shape}")
+                shape, offset = patches.shape, patches.id.get_offset()
+                if patches.dtype != np.uint8 or shape != (len(labels), *PATCH_SHAPE) or offset is None:
+                    raise ValueError(
+                        f"it holds an array of shape {shape} and type {patches.dtype} for {len(labels)} labels"
+                    )
+                self.labels: NDArray[np.uint8] = labels[:]
+                if not np.isin(self.labels, (0, 1)).all():
+                    raise ValueError(f"it holds the label {self.labels.max()}")
                 self.fingerprint: str = file.attrs["fingerprint"].decode()
                 self.signature: str = file.attrs["signature"].decode()
                 self.repeats_dropped = int(file.attrs["repeats_dropped"])
                 self.conflicts_dropped = int(file.attrs["conflicts_dropped"])
-                shape, offset = patches.shape, patches.id.get_offset()
-                if shape != (len(self.labels), *PATCH_SHAPE) or offset is None:
-                    raise ValueError(f"it holds an array of shape {shape} for {len(self.labels)} labels")
-        except (OSError, KeyError, ValueError) as error:
+            with path.open("rb") as opened:
+                self._pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            self.offset: int = offset
+            """Bytes of the file before the first patch."""
+            self.patches: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._pages, offset)
+        # What h5py and NumPy raise for damage; an attribute of another type lacks a method or is no number.
+        except (OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
             raise _unusable(path, error) from error
-        with path.open("rb") as opened:
-            self._pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        self.offset: int = offset
-        """Bytes of the file before the first patch."""
-        self.patches: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._pages, offset)
 
     def __reduce__(self) -> tuple[type["PackedSplit"], tuple[Path]]:
         """Travel to a loader's worker as a path: a pickled memmap would carry every patch."""
@@ -161,7 +172,9 @@ class PackedSplit:
         try:
             with h5py.File(self.path, "r") as file:
                 column: NDArray[np.uint8] = file[name][:]
-        except (OSError, KeyError) as error:
+                if len(column) != len(self):
+                    raise ValueError(f"it holds {len(column)} '{name}' for {len(self)} patches")
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise _unusable(self.path, error) from error
         return column
 
@@ -190,16 +203,22 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
         store = PackedSplit(path)
         if store.is_of(files, deduplicate):
             return store
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"Expected a folder for packed stores at {path.parent}, but found a file there; choose another place with "
+            f"--data.cache_dir."
+        ) from error
+    with only_one(path.with_name(f"{path.name}.lock"), lambda: _who_packs(path), rank_zero_info):
         if path.exists():
             store = PackedSplit(path)
             if store.is_of(files, deduplicate):  # another process has packed it meanwhile
                 return store
-            rank_zero_info(f"The files behind {path} have changed since it was packed: packing them again.")
+            rank_zero_info(printable(f"The files behind {path} have changed since it was packed: packing them again."))
         for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent) as folder:
             unsorted = Path(folder) / "unsorted"
             with files.open(Path(folder)) as split:
                 # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
@@ -218,6 +237,20 @@ class _Decoded:
 
     def __len__(self) -> int:
         return len(self.patches)
+
+
+def _who_packs(path: Path) -> str:
+    """Say who packs a store: the number of that process is in the name of its temporary folder."""
+    start = f".{path.name}."
+    numbers = [found.name.removeprefix(start).split(".")[0] for found in path.parent.glob(f"{start}*.*")]
+    return f"packs {path}" + "".join(f" (number {number})" for number in numbers[:1])
+
+
+def _held(file: h5py.File, key: str) -> h5py.Dataset:
+    try:
+        return find_array(file, key)
+    except ValueError as error:
+        raise ValueError(f"as '{key}' it has {error}") from error
 
 
 def _signature(files: SplitFiles, deduplicate: bool) -> str:

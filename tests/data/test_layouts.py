@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,6 +24,7 @@ from pcam.data import PCamDataModule
 from pcam.data.layouts import FORMS, find_layout, read_image
 from pcam.data.layouts.kaggle import kaggle_labels
 from pcam.data.packed import PackedSplit
+from pcam.data.verify import verify
 from pcam.errors import UserError
 from pcam.models import BaselineCNN
 from pcam.options import SplitName
@@ -210,6 +212,28 @@ def test_kaggle_is_split_by_slide_if_a_csv_tells_them(
     assert f"chosen of whole slides, by {root}/slides.csv" in caplog.text
 
 
+@pytest.mark.parametrize("form", ["{};{}\n", "{}, {}\n", "{}\t{}\n", '"{}";"{}"\n'])
+@pytest.mark.parametrize("heading", ["id slide", "ID Slide"])
+def test_a_table_of_slides_may_be_written_as_spreadsheets_do(
+    form: str, heading: str, kaggle_root: Path, tmp_path: Path
+) -> None:
+    root = link(kaggle_root, tmp_path / "patches")
+    ids = pd.read_csv(root / "train_labels.csv")["id"]
+    slides = {patch_id: f"slide {index % 30}" for index, patch_id in enumerate(ids)}
+    lines = [form.format(*heading.split()), *(form.format(*row) for row in slides.items())]
+    (root / "slides.csv").write_text("".join(lines))
+    train, valid = slides_of_kaggle(PCamDataModule(root, cache_dir=tmp_path / "cache"))
+    assert train | valid == slides
+    assert not set(train.values()) & set(valid.values())
+
+
+def test_a_folder_by_the_name_of_some_other_csv_is_passed_over(kaggle_root: Path, tmp_path: Path) -> None:
+    root = link(kaggle_root, tmp_path / "patches")
+    (root / "notes.csv").mkdir()
+    os.mkfifo(root / "pipe.csv")
+    assert len(PCamDataModule(root, cache_dir=tmp_path / "cache").packed("train")) > 200
+
+
 @pytest.mark.parametrize("write", [write_official_with_meta, write_official_packed])
 def test_kaggle_is_split_by_slide_if_the_official_files_tell_them(
     write: Callable[[Path, Patches], None], kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -318,6 +342,21 @@ def in_parquet(column: str, value: object) -> Callable[[Path], None]:
     return write
 
 
+VALIDATION = "validation-00000-of-00001.parquet"
+IMAGE = noise()["valid"][0][0]
+
+
+def replace_parquet(**columns: list[object]) -> Callable[[Path], None]:
+    """Write the valid split anew, with some column of another kind."""
+    whole = {"image": [encode(IMAGE)] * 4, "label": [0, 1, 0, 1]} | columns
+    return lambda root: pq.write_table(pa.table(whole), root / "data" / VALIDATION)
+
+
+def two_labels(path: Path) -> None:
+    columns = [[encode(IMAGE)] * 2, [0, 1], [1, 0]]
+    pq.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], ["image", "label", "label"]), path)
+
+
 def image(pattern: str, mode: str, size: tuple[int, int]) -> Callable[[Path], None]:
     return lambda root: Image.new(mode, size).save(sorted(root.glob(pattern))[0])
 
@@ -386,6 +425,19 @@ FAULTS: list[tuple[Callable[[Path, Patches], None], Callable[[Path], None], Spli
      r"one CSV with the columns id and slide in .*, but found one\.csv, two\.csv; move all but one"),
     (write_kaggle, lambda root: pd.read_csv(root / "train_labels.csv").assign(slide="alone").drop(columns="label")
      .to_csv(root / "slides.csv"), "train", r"at least two slides in .*, but found only alone; move"),
+    (write_kaggle, text("Slides.csv", "patch,slide\n"), "train",
+     r"the columns id and slide in .*Slides\.csv, but found patch, slide; rename its columns, or move it away"),
+    (write_kaggle, several(remove("train_labels.csv"), lambda root: (root / "train_labels.csv").mkdir()), "train",
+     r"a CSV in .*train_labels\.csv, but it is a folder; mend"),
+    (write_kaggle, several(remove("train_labels.csv"), lambda root: os.mkfifo(root / "train_labels.csv")), "train",
+     r"a CSV in .*train_labels\.csv, but it is a named pipe; mend"),
+    (write_kaggle, several(remove("train_labels.csv"), lambda root: (root / "train_labels.csv").symlink_to("gone")),
+     "train", r"a CSV in .*train_labels\.csv, but it is a link to nothing; mend"),
+    (write_kaggle, lambda root: (root / "slides.csv").mkdir(), "train",
+     r"a CSV in .*slides\.csv, but it is a folder; mend"),
+    (write_kaggle, lambda root: os.mkfifo(root / "slides.csv"), "train", r"slides\.csv, but it is a named pipe; mend"),
+    (write_kaggle, text("train_labels.csv", "id,label,label\na,0,1\n"), "train",
+     r"the columns id, label in .*train_labels\.csv, but found label more than once; fetch"),
     # Folders
     (write_course, lambda root: None, "test", r"labels for the split 'test' of .* \(course folders\), but .*/test has"),
     (write_classes, lambda root: (root / "train" / "2").mkdir(), "train",
@@ -410,6 +462,26 @@ FAULTS: list[tuple[Callable[[Path, Patches], None], Callable[[Path], None], Spli
     (write_parquet, in_parquet("image", {"bytes": None, "path": None}), "valid", r"an image in row 2 of .*validation"),
     (write_parquet, in_parquet("image", {"bytes": b"no", "path": None}), "valid", r"an image in row 2 of .*validation"),
     (write_parquet, cut("data/valid*"), "valid", r"whole file in .*\.parquet, but it cannot be read"),
+    (write_parquet, replace_parquet(image=["images/0.png"] * 4), "valid",
+     r"the column image in .*validation.* to hold encoded images, .*, but found the type (large_)?string; write"),
+    (write_parquet, replace_parquet(image=[[encode(IMAGE)]] * 4), "valid",
+     r"but found the type list<element: binary>; write"),
+    (write_parquet, replace_parquet(image=[IMAGE.ravel().tolist()] * 4), "valid",
+     r"found the type list<.*: int64>; write"),
+    (write_parquet, replace_parquet(image=[{"bytes": {"content": b"a"}}] * 4), "valid",
+     r"found the type struct<bytes: struct"),
+    (write_parquet, replace_parquet(image=[{"path": "images/0.png"}] * 4), "valid",
+     r"but found the type struct<path: .*; write"),
+    (write_parquet, replace_parquet(image=[{"bytes": None, "path": "images/0.png"}] * 4), "valid",
+     r"an image in row 0 of .*validation.*, but its bytes are missing; write the content"),
+    (write_parquet, replace_parquet(label=[[0], [1], [0], [1]]), "valid",
+     r"the label of each patch in .*validation.* as a number, but found the type list<element: int64>; write 0 or 1"),
+    (write_parquet, lambda root: two_labels(root / "data" / VALIDATION), "valid",
+     r"one column label in .*validation.*, but found 2; remove or rename all but one"),
+    (write_parquet, several(remove("data/validation*"), lambda root: os.mkfifo(root / "data" / VALIDATION)), "valid",
+     r"a parquet file in .*validation.*, but it is a named pipe; mend"),
+    (write_parquet, several(remove("data/validation*"), lambda root: (root / "data" / VALIDATION).mkdir()), "valid",
+     r"a parquet file in .*validation.*, but it is a folder; mend"),
     # No form, or two forms
     (lambda root, patches: None, lambda root: None, "train",
      r"Expected PatchCamelyon in .* in one of the forms official HDF5 files \(.*\), Kaggle's files \(.*\), "
@@ -510,6 +582,21 @@ def test_a_csv_with_any_row_is_read_or_refused_in_a_sentence(
     except UserError as error:
         sentence = str(error)
     assert str(folder) in sentence
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("folder", "found"), [("parquet_paths", "string"), ("parquet_listimg", "list<")])
+def test_parquet_of_bug_reports_is_answered(folder: str, found: str, real_data: Path, tmp_path: Path) -> None:
+    data = PCamDataModule(real_data / "cases" / folder, cache_dir=tmp_path)
+    with pytest.raises(UserError, match=rf"image in .* to hold encoded images, .*, but found the type {found}"):
+        data.packed("train")
+    assert [finding.fault is None for finding in verify(data)] == [False, False]
+
+
+def test_control_characters_in_names_are_escaped_in_messages(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31m\n.txt").touch()
+    with pytest.raises(UserError, match=r"but found a\\x1b\[31m\\n\.txt; set root"):
+        find_layout(tmp_path)
 
 
 def test_looking_at_data_needs_no_lightning() -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pcam.data import PCamDataModule, packed
+from pcam.data import PCamDataModule, locks, packed
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
@@ -150,6 +151,45 @@ def with_too_few_labels(path: Path) -> None:
         file["labels"] = LABELS[:5]
 
 
+def with_labels(values: NDArray[np.generic]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            del file["labels"]
+            file["labels"] = values
+
+    return harm
+
+
+def with_patches(values: NDArray[np.generic]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            del file["patches"]
+            file["patches"] = values
+
+    return harm
+
+
+def with_patches_of_elsewhere(path: Path) -> None:
+    with h5py.File(path.with_name("other.h5"), "w") as file:
+        file["patches"] = IMAGES
+    with h5py.File(path, "r+") as file:
+        del file["patches"]
+        file["patches"] = h5py.ExternalLink("other.h5", "patches")
+
+
+def with_a_number_for_a_fingerprint(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["fingerprint"] = 7
+
+
+def in_place(kind: str) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.mkdir()
+
+    return harm
+
+
 def without_patches(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["patches"]
@@ -169,8 +209,16 @@ def cut(share: float) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(b"<html>"), "file signature not found"),
         (foreign, "it has no mark 'pcam-packed', version 2"),
         (of_another_version, "it has no mark 'pcam-packed', version 2"),
-        (with_too_few_labels, r"it holds an array of shape \(41, 96, 96, 3\) for 5 labels"),
-        (without_patches, "'patches' doesn't exist"),
+        (with_too_few_labels, r"it holds an array of shape \(41, 96, 96, 3\) and type uint8 for 5 labels"),
+        (with_labels(LABELS * np.uint8(7)), "it holds the label 7"),
+        (with_labels(LABELS * 0.5), r"it holds labels as float64 of shape \(41,\)"),
+        (with_labels(LABELS.reshape(-1, 1)), r"it holds labels as uint8 of shape \(41, 1\)"),
+        (with_patches(IMAGES.astype(np.uint16)), r"it holds an array of shape \(41, 96, 96, 3\) and type uint16"),
+        (with_patches_of_elsewhere, "a link to the file 'other.h5'"),
+        (with_a_number_for_a_fingerprint, "has no attribute 'decode'"),
+        (in_place("pipe"), "it is no file"),
+        (in_place("folder"), "it is no file"),
+        (without_patches, "as 'patches' it has the keys ids, labels, sha1, slides"),
         (lambda path: path.unlink(), "No such file"),
     ],
 )
@@ -183,7 +231,7 @@ def test_what_is_no_whole_store_is_named_and_not_used(harm: Callable[[Path], obj
     if path.exists():
         with pytest.raises(UserError, match=sentence):
             pack(files(), path, "Packing")
-        path.unlink()
+        path.rmdir() if path.is_dir() else path.unlink()
     pack(files(), path, "Packing").verify()
 
 
@@ -275,6 +323,48 @@ def test_of_two_processes_that_start_together_one_packs(path: Path, tmp_path: Pa
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("packed by *"))) == 1
     PackedSplit(path).verify()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_who_waits_for_another_process_says_for_whom(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    context = multiprocessing.get_context("fork")
+    packing, go_on = context.Event(), context.Event()
+
+    def pack_slowly() -> None:
+        pack(files(before_portion=lambda start: packing.set() or go_on.wait(60)), path, "Packing")
+
+    process = in_process(pack_slowly)
+    assert packing.wait(60)
+    threading.Timer(1.0, go_on.set).start()
+    assert len(pack(files(), path, "Packing")) == len(LABELS)
+    process.join()
+    assert (
+        f"Waiting for another process, which packs {path} (number {process.pid}) and holds {path}.lock" in caplog.text
+    )
+
+
+def test_what_is_in_the_place_of_the_lock_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    precious = path.with_name("precious")
+    precious.write_text("thesis")
+    path.with_name("train.h5.lock").symlink_to(precious)
+    with pytest.raises(UserError, match=rf"Expected a file, or nothing, at {path}.lock, but found a link; move"):
+        pack(files(), path, "Packing")
+    assert precious.read_text() == "thesis"
+    path.with_name("train.h5.lock").unlink()
+    path.with_name("train.h5.lock").mkdir()
+    with pytest.raises(UserError, match=r"train.h5.lock, but found a folder; move it away"):
+        pack(files(), path, "Packing")
+
+
+def test_a_file_in_the_place_of_the_cache_is_refused(path: Path) -> None:
+    path.parent.write_text("thesis")
+    with pytest.raises(UserError, match=rf"for packed stores at {path.parent}, but found a file there; choose"):
+        pack(files(), path, "Packing")
 
 
 def test_a_patch_that_cannot_be_read_leaves_no_store_and_no_litter(path: Path) -> None:

@@ -20,7 +20,7 @@ import rich.progress
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from pcam.data.layouts.files import require_file, unreadable
+from pcam.data.files import require_file, unreadable
 from pcam.errors import UserError
 
 

@@ -16,7 +16,7 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from pcam.data.layouts.files import require_file
+from pcam.data.files import require_file
 from pcam.data.layouts.form import Portion, Split
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray

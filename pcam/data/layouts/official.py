@@ -14,7 +14,7 @@ import rich.progress
 from rich.markup import escape
 
 from pcam.data.download import OFFICIAL_FILES
-from pcam.data.layouts.files import require_file, signature
+from pcam.data.files import require_file, signature
 from pcam.data.layouts.findings import Finding
 from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
 from pcam.data.layouts.hdf5 import open_array, read_rows
