@@ -30,13 +30,13 @@ class PCamDataModule(LightningDataModule):
     later uses open the store at once, and pack again only if the folder has changed.
 
     Args:
-        root: Folder with the data, whose form is found by looking. The official `camelyonpatch_level_2_split_train_x.h5` and so
-            on, or the same as `.h5.gz`, with the meta CSVs or without. Kaggle's `train_labels.csv` and `train/*.tif`: a
-            tenth of them becomes the valid split, whole slides if a CSV of `id` and `slide`, or the official files of
-            train with their meta CSV, lie beside them, else chosen by a hash of the id. Class folders `train`, `valid`
-            (or `val`), `test`, each with `0` and `1`, or the course's `train+val/train` and `train+val/valid`: images
-            are 96x96 RGB, as jpg, jpeg, png, tif or tiff. Parquet files `train*.parquet`, `valid*`, `test*`, here or
-            in `data`, with the columns `image` and `label`.
+        root: Folder with the data, whose form is found by looking. The official
+            `camelyonpatch_level_2_split_train_x.h5` and so on, or the same as `.h5.gz`, with the meta CSVs or without.
+            Kaggle's `train_labels.csv` and `train/*.tif`: a tenth of them becomes the valid split, whole slides if a
+            CSV of `id` and `slide`, or the official files of train with their meta CSV, lie beside them, else chosen
+            by a hash of the id. Class folders `train`, `valid` (or `val`), `test`, each with `0` and `1`, or the
+            course's `train+val/train` and `train+val/valid`: images are 96x96 RGB, as jpg, jpeg, png, tif or tiff.
+            Parquet files `train*.parquet`, `valid*`, `test*`, here or in `data`, with the columns `image` and `label`.
         batch_size: Patches a batch, at least 1, in training and evaluation. Batch norm needs at least 2.
         augmentation: How training patches are changed: "none", or "d4", one of the eight symmetries of the square
             (flips and quarter turns), drawn for each patch and each epoch.
@@ -68,6 +68,11 @@ class PCamDataModule(LightningDataModule):
         deduplicate: bool = False,
     ) -> None:
         super().__init__()
+        if cache_dir is not None and expanded(cache_dir).resolve().is_relative_to(expanded(root).resolve()):
+            raise UserError(
+                f"Expected data.cache_dir outside of the folder with the data, {root}, but found {cache_dir}; choose "
+                f"another."
+            )
         if batch_size < 1:
             raise UserError(f"Expected data.batch_size to be at least 1, but found {batch_size}.")
         if not 0 <= stain_jitter < 1:
