@@ -527,6 +527,21 @@ def test_where_nothing_lies_the_ways_on_are_named_ready_to_paste(tmp_path: Path)
     )
 
 
+def test_a_name_that_no_folder_can_have_and_a_link_to_itself_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("n" * 300, "loop"):
+        with pytest.raises(UserError, match=rf"at {tmp_path}/{name}, but found nothing there; set root to a folder"):
+            PCamDataModule(tmp_path / name, cache_dir=tmp_path / "cache").packed("train")
+
+
+@pytest.mark.parametrize("argument", ["root", "cache_dir"])
+def test_the_home_of_a_user_who_is_not_there_is_refused(argument: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"Expected {argument} to be a folder, but found ~nosuchuser/a, and there is no"
+    ):
+        PCamDataModule(**{"root": tmp_path, argument: Path("~nosuchuser/a")})
+
+
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"a folder with PatchCamelyon at .*file, but found a file; set root to the"):
