@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
+from pcam.data.files import NO_ROOM
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.layouts.hdf5 import find_array
 from pcam.data.locks import only_one
@@ -228,16 +229,28 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
             rank_zero_info(printable(f"The files behind {path} have changed since it was packed: packing them again."))
         for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent) as folder:
-            unsorted = Path(folder) / "unsorted"
-            with files.open(Path(folder)) as split:
-                # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
-                unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
-                _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
-                hashes = _write_unsorted(split, unsorted, description)
-            with atomic_path(path) as temporary, unsorted.open("rb") as patches:
-                _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
+        try:
+            _pack(files, path, description, deduplicate)
+        except OSError as error:  # of writing, which does not say where
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"Expected room to pack into {path.parent}, but the system refused ({error.strerror}); make room, or "
+                f"choose another disk with --data.cache_dir."
+            ) from error
     return PackedSplit(path)
+
+
+def _pack(files: SplitFiles, path: Path, description: str, deduplicate: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent) as folder:
+        unsorted = Path(folder) / "unsorted"
+        with files.open(Path(folder)) as split:
+            # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
+            unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
+            _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
+            hashes = _write_unsorted(split, unsorted, description)
+        with atomic_path(path) as temporary, unsorted.open("rb") as patches:
+            _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A packed store is whole or not there, is built once, says when it is not what it should be, and drops repeats."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -381,6 +382,16 @@ def test_a_full_disk_is_noticed_before_the_first_patch(path: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"0\.0 GB of free disk space to pack into .*, but found 0\.0 GB; make room"):
         pack(files(before_portion=die), path, "Packing")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_disk_that_fills_while_packing_is_named(number: int, path: Path) -> None:
+    def fill(start: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match=rf"to pack into {path.parent}, but the system refused \(.*\); make"):
+        pack(files(before_portion=fill), path, "Packing")
+    assert [found.name for found in path.parent.iterdir()] == ["train.h5.lock"]
 
 
 def test_what_opening_has_unpacked_already_needs_no_room_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
