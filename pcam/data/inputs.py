@@ -1,6 +1,7 @@
 """Patches without labels that are to be classified: from a folder, image files or HDF5, read batch by batch."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ def count_inputs(paths: Iterable[Path]) -> int:
         UserError: If a folder holds none, the only path is missing, or an HDF5 file is of another form.
     """
     alone = _only_path(paths)
-    if alone is not None and not alone.exists():
+    if alone is not None and not _mode(alone):
         raise UserError(
             f"Expected a folder, image files or an HDF5 file, but found nothing at {alone}; correct --input."
         )
@@ -130,22 +131,32 @@ def _only_path(paths: Iterable[Path]) -> Path | None:
 def _named_files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     alone = _only_path(paths) is not None
     for path in paths:
-        if path.is_dir():
+        if stat.S_ISDIR(_mode(path)):
             for file in _image_files(path):
                 yield str(file.relative_to(path) if alone else file), file
         elif not _is_hdf5(path):
             yield str(path), path
 
 
+def _mode(path: Path) -> int:
+    """Look what there is; 0 if there is nothing, or nothing that could be looked at."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):  # one of many paths, such as a line that is no path, must not end the whole job
+        return 0
+
+
 def _is_hdf5(path: Path) -> bool:
-    return not is_image(path.name) and path.is_file() and (path.name.endswith(".h5.gz") or h5py.is_hdf5(path))
+    return (
+        not is_image(path.name) and stat.S_ISREG(_mode(path)) and (path.name.endswith(".h5.gz") or h5py.is_hdf5(path))
+    )
 
 
 def _count(path: Path) -> int:
     if _is_hdf5(path):
         with _open_hdf5(path) as patches:
             return len(patches)
-    if path.is_dir():
+    if stat.S_ISDIR(_mode(path)):
         count = sum(1 for _ in _image_files(path))
         if not count:
             raise UserError(
@@ -173,12 +184,14 @@ def _read(path: Path) -> PatchArray | str:
         return read_image(path)
     except UserError as error:
         return _larger(path) or str(error)
+    except PermissionError as error:
+        return f"Expected an image in {path}, but the system refused to look at it: {error.strerror}."
 
 
 def _larger(path: Path) -> str | None:
     """What to do with an image that is larger than a patch; None if it is not."""
     found = ""
-    if not path.is_file():  # to open a named pipe would wait for ever
+    if not stat.S_ISREG(_mode(path)):  # to open a named pipe would wait for ever
         return None
     try:
         with Image.open(path) as image:
