@@ -1,4 +1,4 @@
-"""PatchCamelyon's official files, from Zenodo: a transfer that goes on where it broke, and is checked before it counts.
+"""Download of PatchCamelyon's official files from Zenodo, which resumes where it broke off, and checks every file.
 
 `requests` and urllib3's `Retry` do the transfer: pooch and parfive begin a broken file again, and pypdl checks only at
 the very end, in files of its own form.
@@ -27,12 +27,12 @@ from pcam.options import SPLIT_NAMES, SplitName
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is known before it is fetched.
+    """A file whose size and checksum are known before it is downloaded.
 
     Args:
-        name: Its name, there and here.
-        size: In bytes.
-        md5: In hexadecimal.
+        name: The file's name, at the server and on this machine.
+        size: Its size in bytes.
+        md5: Its MD5 in hexadecimal.
     """
 
     name: str
@@ -67,13 +67,13 @@ Source: Zenodo, record 2546921.
 """
 
 TRIES: Final = 5
-"""Tries of one request, and transfers in a row that get no further, before a download fails."""
+"""How often a request is tried, and how many transfers in a row may get no further, before a download fails."""
 
 TIMEOUT: Final = 60
 """Seconds without a byte before a transfer counts as broken."""
 
 CHUNK_BYTES: Final = 1 << 16
-"""What a broken transfer loses at most: a chunk reaches the disk as a whole."""
+"""Bytes that are written to the disk together; a transfer that breaks off loses fewer than these."""
 
 
 def download(
@@ -84,17 +84,18 @@ def download(
     base_url: str = ZENODO,
     pause: float = 1.0,
 ) -> None:
-    """Fetch the files of some splits into a folder.
+    """Download the files of some splits into a folder.
 
-    A file has its name only once its size and MD5 are right; until then it is `<name>.part`, at whose end the next
-    call goes on. Files that are there are checked, not fetched. Of several processes one downloads, the others wait.
+    Until its size and MD5 are found to be right, a file is called `<name>.part`; the next call resumes at its end.
+    Files that are there already are checked and not downloaded again. Of several processes one downloads, the others
+    wait.
 
     Args:
         root: The folder; made if it does not exist.
-        splits: Which splits.
+        splits: The splits to download.
         files: The files of each split.
-        base_url: Where they are.
-        pause: Seconds before the second try; twice as long before each further one.
+        base_url: The address that the files' names are appended to.
+        pause: Seconds before the second try; the time doubles before each further one.
 
     Raises:
         UserError: If something else is in the place of the folder or of a file, the disk has no room, the server does

@@ -1,8 +1,9 @@
-"""The packed store: one split as one HDF5 file whose patches are memory-mapped.
+"""The packed store: one split in one HDF5 file, whose patches are memory-mapped.
 
-HDF5 gives the header, the version check and the notice of a truncated file; its contiguous, uncompressed dataset
-gives an offset at which `numpy.memmap` reads without HDF5 in between. So a store opens at once at any size, every
-process shares its pages, forked workers share no HDF5 handle, and any HDF5 tool can look into it.
+HDF5 provides the header with the version, and notices a truncated file. Its dataset of patches is contiguous and not
+compressed, so that the patches can be mapped from their offset in the file and read without HDF5. So a store of any
+size opens at once, all processes share its pages, forked workers share no HDF5 handle, and any HDF5 tool can look into
+it.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
+from pcam.data.files import NO_ROOM
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.layouts.hdf5 import find_array
 from pcam.data.locks import only_one
@@ -43,16 +45,17 @@ DELETE: Final = "delete it, and the next run packs it again"
 
 
 class PackedSplit:
-    """One split, memory-mapped; rows are in the order of the SHA-1 of their pixels.
+    """One split, memory-mapped; its rows are in the order of the SHA-1 of their pixels.
 
-    That order mixes the classes, puts identical patches side by side, and is the same whatever form the patches came
-    in. Indexing with row numbers gives a batch, so it serves as a map-style data set for a loader whose sampler
-    yields whole batches.
+    This order mixes the classes, puts identical patches side by side, and is the same whatever form the patches came
+    in. Indexing with an array of row numbers gives a batch, so that a store is a map-style data set for a loader whose
+    sampler yields whole batches.
 
     Attributes:
         path: The HDF5 file.
         labels: Shape (patches,), 0 or 1.
-        fingerprint: SHA-256 over the SHA-1 and label of every row: the same patches give the same one in any form.
+        fingerprint: SHA-256 over the SHA-1 and the label of every row, so the same patches have the same fingerprint in
+            any form.
         signature: The signature of the files it was packed from.
         repeats_dropped: Patches that were left out because one with identical pixels is there.
         conflicts_dropped: Patches that were left out because identical pixels carried both labels.
@@ -133,24 +136,32 @@ class PackedSplit:
             self._pages.madvise(mmap.MADV_WILLNEED, page, start + PATCH_BYTES - page)
 
     def ids(self) -> list[str]:
-        """The name that each row had in the data set it was packed from."""
+        """Read the name that each row had in the data set that it was packed from."""
         return [os.fsdecode(name) for name in self._column("ids")]
 
     def slides(self) -> list[str] | None:
-        """The slide that each row is from, if the data set tells."""
+        """Read the name of the slide that each row is from; None if the data set does not tell."""
         slides = [os.fsdecode(name) for name in self._column("slides")]
         return slides if any(slides) else None
 
     def pixel_hashes(self) -> list[str]:
-        """The SHA-1 of each row's 27,648 RGB bytes, in hexadecimal; equal for identical pixels."""
+        """Read the SHA-1 of the pixels of each row, in hexadecimal; identical pixels have the same one."""
         return [digest.tobytes().hex() for digest in self._column("sha1")]
 
     def is_of(self, files: SplitFiles, deduplicate: bool) -> bool:
-        """Whether it was packed from files as they are now, in the same way."""
+        """Say whether a store was packed from the files as they are now.
+
+        Args:
+            files: The files of the split.
+            deduplicate: Whether repeats should have been dropped.
+
+        Returns:
+            Whether it was; if not, it has to be packed again.
+        """
         return self.signature == _signature(files, deduplicate)
 
     def verify(self) -> None:
-        """Hash all patches again.
+        """Hash all patches again, and compare the hashes, labels and names with what was packed.
 
         Raises:
             UserError: If a patch, a label or a name is not what was packed.
@@ -182,16 +193,16 @@ class PackedSplit:
 def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool = False) -> PackedSplit:
     """Open the store of a split, packing it first if it is not there or its files have changed.
 
-    Decodes on all cores, holds a few hundred patches in memory at a time, and needs free disk space for the patches
-    twice while it works. Several processes may call it at once: one packs, the others wait. A process that is killed
-    leaves no store behind.
+    Packing decodes on all cores, holds a few hundred patches in memory at a time, and needs free disk space for twice
+    the patches. Several processes may call this at once: one packs, the others wait and say so. A process that is
+    killed leaves no store behind.
 
     Args:
-        files: What to pack.
-        path: Where the store belongs.
+        files: The files of the split.
+        path: The file of the store.
         description: What the progress bar says.
-        deduplicate: Whether to keep one patch of each group with identical pixels, and none of a group with both
-            labels: nothing tells which of the two is right.
+        deduplicate: Whether to keep only one patch of each group with identical pixels, and none of a group that
+            carries both labels, as nothing tells which of the two is right.
 
     Returns:
         The store, open.
@@ -218,16 +229,28 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
             rank_zero_info(printable(f"The files behind {path} have changed since it was packed: packing them again."))
         for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent) as folder:
-            unsorted = Path(folder) / "unsorted"
-            with files.open(Path(folder)) as split:
-                # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
-                unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
-                _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
-                hashes = _write_unsorted(split, unsorted, description)
-            with atomic_path(path) as temporary, unsorted.open("rb") as patches:
-                _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
+        try:
+            _pack(files, path, description, deduplicate)
+        except OSError as error:  # of writing, which does not say where
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"Expected room to pack into {path.parent}, but the system refused ({error.strerror}); make room, or "
+                f"choose another disk with --data.cache_dir."
+            ) from error
     return PackedSplit(path)
+
+
+def _pack(files: SplitFiles, path: Path, description: str, deduplicate: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent) as folder:
+        unsorted = Path(folder) / "unsorted"
+        with files.open(Path(folder)) as split:
+            # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
+            unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
+            _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
+            hashes = _write_unsorted(split, unsorted, description)
+        with atomic_path(path) as temporary, unsorted.open("rb") as patches:
+            _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
 
 
 @dataclass(frozen=True)

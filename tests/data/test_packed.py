@@ -1,5 +1,6 @@
 """A packed store is whole or not there, is built once, says when it is not what it should be, and drops repeats."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -7,9 +8,7 @@ import pickle
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,58 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pcam.data import PCamDataModule, locks, packed
-from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
+from pcam.data import locks, packed
+from pcam.data.layouts import pixel_hash
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
-from pcam.patches import PatchArray
-from tests.data.forms import noise, write_classes, write_official_with_meta
-
-IMAGES, LABELS = noise()["train"]
-
-
-@dataclass(frozen=True)
-class Rows(Portion):
-    images: PatchArray
-
-    def decode(self) -> PatchArray:
-        return self.images
-
-
-@dataclass(frozen=True, kw_only=True)
-class InMemory(Split):
-    images: PatchArray
-    before_portion: Callable[[int], object]
-
-    def portions(self, count: int) -> Iterator[Portion]:
-        for start in range(0, len(self.images), count):
-            self.before_portion(start)
-            yield Rows(self.images[start : start + count])
-
-
-@dataclass(frozen=True)
-class Files(SplitFiles):
-    split: Split
-    unpacked: bytes = b""
-
-    @contextmanager
-    def open(self, scratch: Path) -> Iterator[Split]:
-        if self.unpacked:
-            (scratch / "unpacked").write_bytes(self.unpacked)
-        yield self.split
-
-
-def files(
-    images: PatchArray = IMAGES, labels: NDArray[np.uint8] = LABELS, signature: str = "one",
-    before_portion: Callable[[int], object] = lambda start: None, unpacked: bytes = b"",
-) -> SplitFiles:  # fmt: skip
-    """Patches in memory, as a form gives them; a call before each portion can do harm."""
-    rows = range(len(images))
-    split = InMemory(
-        ids=[f"patch {row}" for row in rows], labels=labels, slides=[f"s{row}" for row in rows], images=images,
-        before_portion=before_portion,
-    )  # fmt: skip
-    return Files(signature, None, split, unpacked)
+from tests.data.memory import IMAGES, LABELS, files
 
 
 @pytest.fixture
@@ -383,64 +335,19 @@ def test_a_full_disk_is_noticed_before_the_first_patch(path: Path, monkeypatch: 
         pack(files(before_portion=die), path, "Packing")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_disk_that_fills_while_packing_is_named(number: int, path: Path) -> None:
+    def fill(start: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match=rf"to pack into {path.parent}, but the system refused \(.*\); make"):
+        pack(files(before_portion=fill), path, "Packing")
+    assert [found.name for found in path.parent.iterdir()] == ["train.h5.lock"]
+
+
 def test_what_opening_has_unpacked_already_needs_no_room_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed: list[int] = []
     monkeypatch.setattr(packed, "_require_space", lambda folder, space: needed.append(space))
     pack(files(), path, "Packing")
     pack(files(signature="other", unpacked=bytes(1000)), path, "Packing")
     assert needed[0] - needed[1] == 1000
-
-
-def with_repeats() -> tuple[PatchArray, NDArray[np.uint8]]:
-    """Patch 0 three times; patch 1 twice and patch 2 three times with both labels."""
-    rows = np.array([0, 1, 2, *range(3, 41), 0, 0, 1, 2, 2])
-    labels = LABELS[rows]
-    labels[-3:] = 1 - labels[1], 1 - labels[2], labels[2]
-    images = IMAGES[rows]
-    images[40] = IMAGES[5]  # whose own copy of patch 0 would make a fourth
-    labels[40] = labels[5]
-    return images, labels
-
-
-def test_deduplicating_keeps_the_first_of_each_group_and_none_in_conflict(path: Path) -> None:
-    images, labels = with_repeats()
-    store = pack(files(images, labels), path, "Packing", deduplicate=True)
-    assert sorted(int(patch_id.removeprefix("patch ")) for patch_id in store.ids()) == [0, *range(3, 40)]
-    assert (store.repeats_dropped, store.conflicts_dropped) == (3, 5)
-    assert len(set(store.pixel_hashes())) == len(store) == len(store.labels) == len(store.patches)
-    store.verify()
-    rows = [0, *range(3, 40)]
-    plain = pack(files(images[rows], labels[rows]), path.with_name("plain.h5"), "Packing")
-    assert store.fingerprint == plain.fingerprint
-    assert (plain.repeats_dropped, plain.conflicts_dropped) == (0, 0)
-
-
-def test_deduplicating_is_part_of_what_a_store_is_known_by(path: Path) -> None:
-    images, labels = with_repeats()
-    lengths = [len(pack(files(images, labels), path, "Packing", deduplicate=drop)) for drop in (False, True, False)]
-    assert lengths == [46, 38, 46]
-
-
-def test_the_data_module_keeps_both_stores_and_says_what_it_dropped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    write_classes(tmp_path / "patches", noise())
-    cache = tmp_path / "cache"
-    plain = PCamDataModule(tmp_path / "patches", cache_dir=cache).packed("train")
-    for _ in range(2):  # packed, and opened
-        store = PCamDataModule(tmp_path / "patches", cache_dir=cache, deduplicate=True).packed("train")
-        assert (len(plain), len(store)) == (41, 40)
-        said = "train: kept 40 patches, dropped 1 repeats of them and 0 patches whose identical pixels carry both"
-        assert caplog.text.count(said) == 1
-        caplog.clear()
-    assert PackedSplit(plain.path).fingerprint == plain.fingerprint
-
-
-def test_slides_stay_with_their_patches_when_repeats_are_dropped(tmp_path: Path) -> None:
-    write_official_with_meta(tmp_path / "patches", noise())
-    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache", deduplicate=True).packed("train")
-    slides = store.slides()
-    assert slides is not None
-    rows = [int(patch_id.removeprefix("train/")) for patch_id in store.ids()]
-    assert slides == [f"camelyon16_train_tumor_{row * 8 // 41:03d}" for row in rows]

@@ -1,4 +1,4 @@
-"""Labels, ids and slides as users' tables give them, checked."""
+"""Tables that users give, such as those of labels and slides, and checks of what they hold."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -69,17 +69,17 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def checked_ids(ids: pd.Series, path: Path) -> pd.Index:
-    """Take ids that are each there once.
+    """Check that each id occurs once.
 
     Args:
         ids: The ids.
-        path: The file they are from.
+        path: The file that they are from, for the message.
 
     Returns:
-        The same.
+        The ids as an index.
 
     Raises:
-        UserError: If one is there more than once.
+        UserError: If one occurs more than once.
     """
     repeated = ids[ids.duplicated()]
     if len(repeated):
@@ -91,14 +91,14 @@ def checked_ids(ids: pd.Series, path: Path) -> pd.Index:
 
 
 def checked_labels(values: pd.Series | NDArray[np.generic], where: Path | str) -> NDArray[np.uint8]:
-    """Take labels that are 0 or 1, and not all the same.
+    """Check that labels are 0 or 1, and that both occur.
 
     Args:
-        values: Labels as numbers of any type, or as text.
-        where: What messages call the place they are from.
+        values: Shape (patches,), labels as numbers of any type or as text.
+        where: The place that they are from, for the message.
 
     Returns:
-        Shape (patches,).
+        Shape (patches,), the labels as uint8.
 
     Raises:
         UserError: If a label is missing or something else, or one of the two does not occur.
