@@ -174,7 +174,8 @@ Class 0 is {normal}, class 1 is {tumour}. A pixel has {card["micrometres_per_pix
 ## Agreement with the checkpoint
 
 On {parity["patches"]:,} patches of the valid split (fingerprint `{parity["data_fingerprint"]}`)
-the scores of the file and of the checkpoint differ by {parity["largest_difference"]:.1e} at most; {parity["allowed"]} is allowed.
+the scores of the file and of the checkpoint differ by {parity["largest_difference"]:.1e} at most;
+{parity["allowed"]} is allowed.
 
 ## Fingerprints of the data that the network was trained on
 
