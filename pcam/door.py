@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 from pcam.errors import REFUSALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
+from pcam.terminal import printable
 from pcam.yaml_files import check_yaml
 
 Arguments = Sequence[str] | None
@@ -92,7 +93,7 @@ def leave(sentence: str, exit_code: int) -> NoReturn:
         sentence: What went wrong and what to do.
         exit_code: The exit code.
     """
-    print(f"{program()}: {sentence}", file=sys.stderr)
+    print(f"{program()}: {printable(sentence)}", file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -11,7 +11,7 @@ import pcam
 PACKAGE = Path(pcam.__file__).parent
 
 LAYERS = [
-    ["errors", "options", "memory"],
+    ["errors", "options", "memory", "terminal"],
     ["atomic", "patches", "extras"],
     ["shipped", "run_options", "outputs", "yaml_files", "run_folder"],
     ["door", "resuming"],

@@ -24,9 +24,9 @@ from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import find_layout
 from pcam.data.near_repeats import MAX_DISTANCE, MIN_CONTRAST, MIN_CORRELATION, close_pairs, correlate, look_at
 from pcam.data.packed import PackedSplit
-from pcam.data.terminal import printable
 from pcam.options import SPLIT_NAMES, SplitName
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
+from pcam.terminal import printable
 
 PANELS: Final = 8
 """How many finds of each kind the contact sheet shows."""

@@ -17,10 +17,10 @@ from pcam.data.layouts import find_layout
 from pcam.data.loader import Batches, BatchLoader
 from pcam.data.packed import PackedSplit, pack
 from pcam.data.stain import StainShift, jitter_stains, shift_stains
-from pcam.data.terminal import printable
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchBatch, Patches
+from pcam.terminal import printable
 
 
 class PCamDataModule(LightningDataModule):

@@ -8,7 +8,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from pcam.data.files import require_place
-from pcam.data.terminal import printable
+from pcam.terminal import printable
 
 PATIENCE: Final = 10.0
 """Seconds that a process waits without a word."""

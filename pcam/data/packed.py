@@ -28,10 +28,10 @@ from pcam.data.files import NO_ROOM
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.layouts.hdf5 import find_array
 from pcam.data.locks import only_one
-from pcam.data.terminal import printable
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
+from pcam.terminal import printable
 
 FORMAT: Final = b"pcam-packed"
 VERSION: Final = 2

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pcam.data.terminal import printable
+from pcam.terminal import printable
 
 TASK_PATCHES: Final = 64
 """Patches that a thread decodes or hashes at a time: 1.8 MB, so that a hundred cores need little memory."""

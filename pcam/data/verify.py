@@ -9,8 +9,8 @@ from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import Layout, find_layout
 from pcam.data.layouts.findings import Finding, balance
 from pcam.data.packed import PackedSplit
-from pcam.data.terminal import printable
 from pcam.errors import UserError
+from pcam.terminal import printable
 
 __all__ = ["Finding", "findings_table", "verify"]
 

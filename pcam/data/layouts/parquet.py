@@ -18,10 +18,10 @@ from pcam.data.files import require_file, signature, unreadable
 from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
 from pcam.data.layouts.images import decode_image
 from pcam.data.layouts.tables import checked_labels, listed
-from pcam.data.terminal import printable
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchArray
+from pcam.terminal import printable
 
 SPLITS: Final[dict[str, SplitName]] = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test",

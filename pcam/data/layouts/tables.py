@@ -9,9 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pcam.data.files import require_file, unreadable
-from pcam.data.terminal import printable
 from pcam.errors import UserError
 from pcam.patches import CLASS_NAMES
+from pcam.terminal import printable
 
 SEPARATORS: Final = ",;\t"
 MAX_HEADER: Final = 1 << 16
