@@ -295,10 +295,10 @@ _WEIGHTS_OPTIONS: Final = ("--model.network.weights", "--model.network.init_args
 
 def _make_absolute(config: Any) -> None:
     """Make paths absolute, so that the saved config works from any folder."""
-    config.data.root = expanded(config.data.root).resolve()
+    config.data.root = expanded(config.data.root, "data.root").resolve()
     if config.data.cache_dir is not None:
-        config.data.cache_dir = expanded(config.data.cache_dir).resolve()
-    config.runs_dir = expanded(config.runs_dir)
+        config.data.cache_dir = expanded(config.data.cache_dir, "data.cache_dir").resolve()
+    config.runs_dir = expanded(config.runs_dir, "runs_dir")
     init_args: Mapping[str, Any] = config.model.network.get("init_args") or {}
     weights = init_args.get("weights")
     if weights is not None and Path(weights).is_file():

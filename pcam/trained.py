@@ -113,7 +113,7 @@ class TrainedRun:
             network = built_network if network is None else network
             data = built_data if data is None else data
         if root is not None:
-            data.root = expanded(root)
+            data.root = expanded(root, "root")
         step = load_weights(network, weights, f"the network in {folder.config}")
         network.to(_device(device)).eval()
         settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes)
