@@ -7,6 +7,7 @@ import functools
 import inspect
 import signal
 import sys
+from argparse import HelpFormatter
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ from jsonargparse import ArgumentParser
 from pcam.errors import REFUSALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
+from pcam.terminal import printable
 from pcam.yaml_files import check_yaml
 
 Arguments = Sequence[str] | None
@@ -91,7 +93,7 @@ def leave(sentence: str, exit_code: int) -> NoReturn:
         sentence: What went wrong and what to do.
         exit_code: The exit code.
     """
-    print(f"{program()}: {sentence}", file=sys.stderr)
+    print(f"{program()}: {printable(sentence)}", file=sys.stderr)
     sys.exit(exit_code)
 
 
@@ -109,13 +111,13 @@ class Parser(ArgumentParser):
     supplied_by_config: Set[str] = frozenset()
     """Options that are required, but that a config gives: the help does not ask for them."""
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Explain the options; those that a config supplies are not marked as required."""
         supplied = [action for action in self._actions if action.dest in self.supplied_by_config and action.required]
         for action in supplied:
             action.required = False
         try:
-            return str(super().format_help())
+            return str(super().format_help(formatter))
         finally:
             for action in supplied:
                 action.required = True

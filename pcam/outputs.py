@@ -1,9 +1,10 @@
 """Where a command may write: never over its own input, over a part of a run, or over a file of another kind."""
 
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pcam.atomic import is_stream
 from pcam.errors import UserError
@@ -63,10 +64,13 @@ def check_output(output: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
     if is_stream(output):
         return
     place = output.resolve()
+    there = _identity(output)
     for path in inputs:
-        found = path.resolve()
-        becomes_input = output.suffix.lower() in IMAGE_SUFFIXES and found in place.parents and found.is_dir()
-        if place == found or becomes_input or (output.exists() and path.exists() and output.samefile(path)):
+        found = _identity(path)
+        if found is None:
+            continue
+        among = found.is_folder and output.suffix.lower() in IMAGE_SUFFIXES and path.resolve() in place.parents
+        if among or (there is not None and found == there):
             raise UserError(
                 f"Expected an output apart from what is read, but {output} is {path} or lies among its images; choose "
                 f"another place with --output."
@@ -84,3 +88,19 @@ def check_output(output: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
             f"Expected to write {kind.name} to {output}, but found a file of another kind there; move it away, or "
             f"choose another place with --output."
         )
+
+
+class _Identity(NamedTuple):
+    """What tells a file from all others, by whatever names it is called."""
+
+    device: int
+    number: int
+    is_folder: bool
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _Identity(status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode))

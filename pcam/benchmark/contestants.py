@@ -20,9 +20,9 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from pcam.benchmark.race import Stopwatch
 from pcam.benchmark.workload import DROPOUT, LR, MOMENTUM, Workload
 from pcam.cli import PCamCLI
-from pcam.commands.train import fit
 from pcam.data import PCamDataModule
 from pcam.errors import UserError
+from pcam.fit import fit
 from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2
 from pcam.models.batch_norm import reestimate_batch_norm

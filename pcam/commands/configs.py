@@ -1,5 +1,7 @@
 """List the configs that come with the package."""
 
+import re
+
 from pcam.door import Arguments, front_door, run_function
 from pcam.shipped import find_config, list_configs
 
@@ -29,7 +31,8 @@ def question(name: str, folder: str = "") -> str:
         if not line.startswith("#"):
             break
         comment.append(line.removeprefix("#").strip())
-    text = " ".join(comment).removeprefix("Asks: ")
+    text = re.sub(r"^Asks[^:]*: ", "", " ".join(comment))
+    text = text[:1].upper() + text[1:]
     end = min((text.index(mark) + 1 for mark in ("? ", ". ") if mark in text), default=len(text))
     return text[:end]
 

@@ -13,6 +13,7 @@ from pcam.commands.options import add_option, warn_of_bfloat16
 from pcam.door import Arguments, Parser, front_door, long_description, program
 from pcam.errors import UserError
 from pcam.options import CheckpointName, Precision, SplitName
+from pcam.outputs import PNG, check_output
 from pcam.run_folder import RunFolder, run_names
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def explain(
 
     if inputs is not None:
         output = output or Path("explanation.png")
+        check_output(output, PNG, inputs)
         _explain_inputs(lambda: load(folders[0]), inputs, shown, output)
         return [output]
     from pcam.evaluation.tables import print_centre_shares

@@ -10,6 +10,7 @@ from pcam.commands.options import add_option
 from pcam.door import Arguments, Parser, front_door, long_description, program
 from pcam.errors import UserError
 from pcam.options import AxisOrder, CheckpointName, FormatName, Precision
+from pcam.outputs import JSON, MARKDOWN, ONNX, SAFETENSORS, check_output
 from pcam.run_folder import RunFolder
 
 PACKAGES: Final[dict[FormatName, tuple[str, ...]]] = {
@@ -72,6 +73,10 @@ def export(
             f"bfloat16 for a CPU, and weights are stored in float32; leave it out."
         )
     folder = RunFolder.find(Path(run))
+    final = output or folder.path / "export" / f"model.{file_format}"
+    places = [final, *(final.with_name(f"{final.name}.{ending}") for ending in ("json", "md"))]
+    for place, kind in zip(places, (ONNX if file_format == "onnx" else SAFETENSORS, JSON, MARKDOWN), strict=True):
+        check_output(place, kind)
     import hashlib
     from dataclasses import replace
     from importlib.metadata import version
@@ -94,8 +99,6 @@ def export(
     store = trained.data.packed("valid")
     patches = store.patches[:PARITY_PATCHES].copy()  # PyTorch wants memory it may write to
     network = settings.network(trained.network.cpu()).eval()
-    final = output or folder.path / "export" / f"model.{file_format}"
-    places = [final, *(final.with_name(f"{final.name}.{ending}") for ending in ("json", "md"))]
     with ExitStack() as stack:
         path, json_path, markdown_path = (stack.enter_context(atomic_path(place)) for place in places)
         score = write_onnx(network, axis_order, path) if file_format == "onnx" else write_safetensors(network, path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from pcam.atomic import is_stream
 from pcam.commands.options import add_option, warn_of_bfloat16
 from pcam.door import Arguments, Parser, front_door, long_description, program
 from pcam.errors import UserError
@@ -111,7 +112,8 @@ def predict(
     output = output or Path("scores.csv")
     with listed_paths(sys.stdin.buffer) if inputs == [STANDARD_INPUT] else nullcontext(inputs) as paths:
         count = write_scores(load, paths, output, submission, batch_size)
-    print(f"Scores of {count:,} patches: {output}")
+    # What is said must not get into scores that go to standard output.
+    print(f"Scores of {count:,} patches: {output}", file=sys.stderr if is_stream(output) else sys.stdout)
     return output
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from pcam.atomic import expanded
 from pcam.door import Arguments, front_door, run_subcommand
 from pcam.errors import UserError
 from pcam.options import SPLIT_NAMES, SplitName
+from pcam.outputs import JSON, PNG, check_output
 
 
 def download(root: Path, splits: Sequence[SplitName] = SPLIT_NAMES) -> None:
@@ -100,8 +102,10 @@ def audit(root: Path, output: Path = Path("audit"), cache_dir: Path | None = Non
     Raises:
         UserError: If patches of train are in valid or test, or `output` is in `root`.
     """
-    if output.resolve().is_relative_to(root.expanduser().resolve()):
+    if output.resolve().is_relative_to(expanded(root).resolve()):
         raise UserError(f"Expected a folder outside {root} for the audit, but found {output}; set --output.")
+    check_output(output / "audit.json", JSON)
+    check_output(output / "contact_sheet.png", PNG)
     from rich.console import Console
 
     from pcam.data import PCamDataModule
@@ -121,7 +125,9 @@ def audit(root: Path, output: Path = Path("audit"), cache_dir: Path | None = Non
         )
 
 
-def synthesize(*, output: Path, train: int = 6000, valid: int = 1000, test: int = 1000, seed: int = 1) -> None:
+def synthesize(
+    *, output: Path = Path("data/synthetic"), train: int = 6000, valid: int = 1000, test: int = 1000, seed: int = 1
+) -> None:
     """Write synthetic patches that look like H&E and follow PatchCamelyon's label rule, as class folders of PNG files.
 
     Args:

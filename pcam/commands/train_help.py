@@ -147,7 +147,7 @@ def short_parser() -> Parser:
     parser.supplied_by_config = frozenset({"experiment", "monitor"})
     group = parser.add_argument_group("The data")
     for name, option in data_options().items():
-        _add(group, f"--data.{name}", option)
+        _add(group, f"--data.{name}", option, sentences=2)
     group = parser.add_argument_group("The classifier")
     networks = f"{', '.join(network_names())}, or the path of any class that takes patches and gives logits"
     for name, explanation in {

@@ -1,5 +1,6 @@
-"""What can be wrong with patches before anything is trained on them: repeats, leaks, conflicting labels, emptiness.
+"""Look for what can be wrong with patches before a network is trained on them.
 
+That is repeated patches, patches of one split in another, conflicting labels, and patches that show almost nothing.
 Exact repeats are found by the hash of their pixels; copies that went through JPEG as `pcam.data.near_repeats` says.
 """
 
@@ -25,13 +26,14 @@ from pcam.data.near_repeats import MAX_DISTANCE, MIN_CONTRAST, MIN_CORRELATION, 
 from pcam.data.packed import PackedSplit
 from pcam.options import SPLIT_NAMES, SplitName
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
+from pcam.terminal import printable
 
 PANELS: Final = 8
-"""Finds of each kind on the contact sheet."""
+"""How many finds of each kind the contact sheet shows."""
 
 
 class Patch(NamedTuple):
-    """Where a patch lies, and what it is said to be."""
+    """A patch: its split, its row in the packed store, its id and its label."""
 
     split: SplitName
     row: int
@@ -42,12 +44,12 @@ class Patch(NamedTuple):
         return f"{self.split}, {CLASS_NAMES[self.label]}: {self.id}"
 
     def as_dict(self) -> dict[str, str | int]:
-        """What `audit.json` says of it."""
+        """Give what `audit.json` says about the patch."""
         return {"split": self.split, "id": self.id, "label": self.label}
 
 
 class Likeness(NamedTuple):
-    """Two patches of different splits with much the same hash and other pixels."""
+    """Two patches of different splits whose perceptual hashes are close, but whose pixels are not identical."""
 
     first: Patch
     second: Patch
@@ -56,20 +58,20 @@ class Likeness(NamedTuple):
 
     @property
     def splits(self) -> tuple[SplitName, SplitName]:
-        """The splits of the two."""
+        """The splits of the two patches."""
         return self.first.split, self.second.split
 
     def __str__(self) -> str:
         return f"{self.distance} bits, correlation {self.correlation:.2f}"
 
     def as_dict(self) -> dict[str, object]:
-        """What `audit.json` says of it."""
+        """Give what `audit.json` says about the pair."""
         return self._asdict() | {"first": self.first.as_dict(), "second": self.second.as_dict()}
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What was found in one split; the number of slides is None if they are not known."""
+    """How much was found in one split. The number of slides is None if the data do not tell them."""
 
     patches: int
     tumour: int
@@ -82,7 +84,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SharedCounts:
-    """What two splits share; the number of slides is None if those of one of them are not known."""
+    """How much two splits share. The number of slides is None if the data do not tell those of both splits."""
 
     identical: int
     near_repeats: int
@@ -95,13 +97,13 @@ class Audit:
     """What an audit found.
 
     Attributes:
-        stores: The splits that were looked at.
-        skipped: Why a split was not looked at.
-        repeats: Groups of patches with identical pixels, within a split or across.
-        near_repeats: Pairs across splits that are one patch, stored differently.
-        look_alikes: Pairs across splits whose hashes are as close, but whose pixels say that they differ.
+        stores: The splits that were audited.
+        skipped: For each split that was not audited, the reason.
+        repeats: Groups of patches with identical pixels, within one split or in several.
+        near_repeats: Pairs of patches in different splits that are one patch, stored in different ways.
+        look_alikes: Pairs of patches in different splits whose hashes are as close, but whose pixels differ.
         almost_empty: Patches with hardly any contrast.
-        slides: The slides of each split that tells them.
+        slides: The names of the slides, for each split whose slides are known.
     """
 
     stores: dict[SplitName, PackedSplit]
@@ -113,7 +115,7 @@ class Audit:
     slides: dict[SplitName, frozenset[str]]
 
     def conflicts(self) -> list[list[Patch]]:
-        """Groups of identical patches that carry both labels."""
+        """Give the groups of identical patches that carry both labels."""
         return [group for group in self.repeats if len({patch.label for patch in group}) > 1]
 
     def counts(self) -> dict[SplitName, SplitCounts]:
@@ -133,7 +135,7 @@ class Audit:
         }
 
     def shared(self) -> dict[tuple[SplitName, SplitName], SharedCounts]:
-        """Count what each two splits share."""
+        """Count what each pair of splits shares."""
         return {
             (one, other): SharedCounts(
                 identical=sum(_copies(group, one) > 0 and _copies(group, other) > 0 for group in self.repeats),
@@ -145,11 +147,11 @@ class Audit:
         }
 
     def shared_slides(self, one: SplitName, other: SplitName) -> list[str]:
-        """The slides that two splits are known to share, in alphabetical order."""
+        """Give the names of the slides that two splits share, as far as slides are known, in alphabetical order."""
         return sorted(self.slides.get(one, frozenset()) & self.slides.get(other, frozenset()))
 
     def leak(self) -> str | None:
-        """What leaks from train into valid or test, in words; None if nothing does."""
+        """Say in words which patches of train are in valid or test too; None if there are none."""
         leaks = [
             f"{shared.identical:,} identical and {shared.near_repeats:,} nearly identical patches shared by "
             f"{one} and {other}"
@@ -159,7 +161,7 @@ class Audit:
         return " and ".join(leaks) or None
 
     def tables(self) -> list[Table]:
-        """Put the counts into two tables: of the splits, and of what they share."""
+        """Make two tables to print: what was found in each split, and what each pair of splits shares."""
         of_splits = Table("split", "patches", "tumour", "groups of\nrepeats", "extra\ncopies")
         of_splits.add_column("with both\nlabels")
         of_splits.add_column("almost\nempty")
@@ -231,14 +233,16 @@ class Audit:
             gap = np.full((PATCH_SIZE, 4, 3), 255, dtype=np.uint8)
             images = [part for patch in patches for part in (gap, self.stores[patch.split].patches[patch.row])]
             axes.imshow(np.concatenate(images[1:], axis=1))
-            axes.set_title("\n".join([kind, *(str(patch) for patch in patches)]), fontsize=6)
+            axes.set_title(
+                "\n".join([kind, *(printable(str(patch)) for patch in patches)]), fontsize=6, parse_math=False
+            )
         return figure
 
 
 def audit(data: PCamDataModule) -> Audit:
-    """Look at every patch, and at every pair of patches of different splits.
+    """Audit a data set: examine every patch, and compare every pair of patches of different splits.
 
-    Reads the packed stores chunk by chunk: memory grows by a few hundred bytes a patch.
+    It reads the packed stores chunk by chunk: memory grows by a few hundred bytes a patch.
 
     Args:
         data: The data set; splits that are not packed yet are packed first.

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches, on whichever device they are.
+"""Augmentation of whole batches, on the device that the batch is on.
 
-Only transforms that cannot change a label: the label lives in the centre, which flips and quarter turns leave in
-place and crops and shifts do not.
+There are only transforms that cannot change a label: it depends on the centre of a patch, and flips and quarter turns
+leave the centre in place, which crops and shifts do not.
 """
 
 from typing import Literal

@@ -20,6 +20,7 @@ from pcam.data.stain import StainShift, jitter_stains, shift_stains
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchBatch, Patches
+from pcam.terminal import printable
 
 
 class PCamDataModule(LightningDataModule):
@@ -29,29 +30,31 @@ class PCamDataModule(LightningDataModule):
     later uses open the store at once, and pack again only if the folder has changed.
 
     Args:
-        root: Folder with the data, in one of these forms. The official `camelyonpatch_level_2_split_train_x.h5` and so
-            on, or the same as `.h5.gz`, with the meta CSVs or without. Kaggle's `train_labels.csv` and `train/*.tif`: a
-            tenth of them becomes the valid split, whole slides if a CSV of `id` and `slide`, or the official files of
-            train with their meta CSV, lie beside them, else chosen by a hash of the id. Class folders `train`, `valid`
-            (or `val`), `test`, each with `0` and `1`, or the course's `train+val/train` and `train+val/valid`: images
-            are 96x96 RGB, as jpg, jpeg, png, tif or tiff. Parquet files `train*.parquet`, `valid*`, `test*`, here or
-            in `data`, with the columns `image` and `label`.
+        root: Folder with the data, whose form is found by looking. The official
+            `camelyonpatch_level_2_split_train_x.h5` and so on, or the same as `.h5.gz`, with the meta CSVs or without.
+            Kaggle's `train_labels.csv` and `train/*.tif`: a tenth of them becomes the valid split, whole slides if a
+            CSV of `id` and `slide`, or the official files of train with their meta CSV, lie beside them, else chosen
+            by a hash of the id. Class folders `train`, `valid` (or `val`), `test`, each with `0` and `1`, or the
+            course's `train+val/train` and `train+val/valid`: images are 96x96 RGB, as jpg, jpeg, png, tif or tiff.
+            Parquet files `train*.parquet`, `valid*`, `test*`, here or in `data`, with the columns `image` and `label`.
         batch_size: Patches a batch, at least 1, in training and evaluation. Batch norm needs at least 2.
         augmentation: How training patches are changed: "none", or "d4", one of the eight symmetries of the square
             (flips and quarter turns), drawn for each patch and each epoch.
-        stain_jitter: How far the amounts of haematoxylin, eosin and what neither explains are moved in training
-            patches, each patch and epoch anew: 0, not at all, to below 1 (`jitter_stains`).
-        stain_shifts: Other laboratories' staining, as factors of each stain's amount. If there are any, validation
-            also measures, as `val_shifted/loss` and so on, the valid split in which each patch has the staining of one
-            of them, in turn: what overfits to the slides it has seen shows there.
+        stain_jitter: How strongly the amounts of haematoxylin, eosin and the rest are changed at random in training
+            patches, for each patch and each epoch: from 0, which changes nothing, to below 1 (`jitter_stains`).
+        stain_shifts: The staining of other laboratories, as factors of the amount of each stain. If there are any,
+            validation also measures the valid split with each patch in the staining of one of them, in turn, as
+            `val_shifted/loss` and so on: a classifier that overfits to the staining of its training slides is worse
+            there.
         num_workers: Processes that read batches beside the training process. 0 reads in the training process, which
             is fastest on a CPU, where a batch of 32 is read in a fraction of a millisecond.
-        cache_dir: Folder for the packed stores, 28 kB a patch. Null is the user's cache folder
+        cache_dir: Folder for the packed stores, which take 28 kB for each patch. Null is the user's cache folder
             ($XDG_CACHE_HOME/pcam or ~/.cache/pcam on Linux). Nothing is ever written below `root`.
-        seed: Seed of the order of training patches and of their augmentation; scripts link it to `seed_everything`.
-        deduplicate: Whether to keep, in each split, one patch of each group with identical pixels, and none of a group
-            with both labels, as nothing tells which is right. The official splits have 50,000 repeats; published
-            numbers are on splits with their repeats.
+        seed: Seed of the order of training patches and of their augmentation; the commands take it from
+            `seed_everything`.
+        deduplicate: Whether to keep, in each split, only one patch of each group with identical pixels, and none of a
+            group that carries both labels, as nothing tells which is right. The official splits have 50,000 repeats;
+            published numbers are measured on splits with their repeats.
     """
 
     def __init__(
@@ -67,6 +70,11 @@ class PCamDataModule(LightningDataModule):
         deduplicate: bool = False,
     ) -> None:
         super().__init__()
+        if cache_dir is not None and expanded(cache_dir).resolve().is_relative_to(expanded(root).resolve()):
+            raise UserError(
+                f"Expected data.cache_dir outside of the folder with the data, {root}, but found {cache_dir}; choose "
+                f"another."
+            )
         if batch_size < 1:
             raise UserError(f"Expected data.batch_size to be at least 1, but found {batch_size}.")
         if not 0 <= stain_jitter < 1:
@@ -99,7 +107,7 @@ class PCamDataModule(LightningDataModule):
         if split not in self._stores:
             files = find_layout(self.root).split(split)
             if files.note is not None:
-                rank_zero_info(files.note)
+                rank_zero_info(printable(files.note))
             store = pack(files, self.store_path(split), f"Packing {split}", deduplicate=self.deduplicate)
             if self.deduplicate:
                 rank_zero_info(
@@ -110,7 +118,14 @@ class PCamDataModule(LightningDataModule):
         return self._stores[split]
 
     def store_path(self, split: SplitName) -> Path:
-        """The file that a split's store has in the cache, packed or not yet."""
+        """Give the file of a split's store in the cache, whether it is packed already or not.
+
+        Args:
+            split: "train", "valid" or "test".
+
+        Returns:
+            The path, which depends on `root`, `cache_dir` and `deduplicate`.
+        """
         root = self.root.resolve()
         place = hashlib.sha256(bytes(root)).hexdigest()[:12]
         name = f"{split}-{'deduplicated' if self.deduplicate else 'all'}.h5"
@@ -128,8 +143,8 @@ class PCamDataModule(LightningDataModule):
 
         Args:
             split: "train", "valid" or "test".
-            shuffle: Whether the order is drawn anew in each epoch; else it is the order of the store.
-            shifted: Whether patches have the staining of `stain_shifts`.
+            shuffle: Whether the order is shuffled, anew in each epoch; otherwise it is the order of the store.
+            shifted: Whether patches are given the staining of `stain_shifts`.
 
         Returns:
             A loader of `PatchBatch`.
@@ -141,11 +156,11 @@ class PCamDataModule(LightningDataModule):
         return BatchLoader(store, batches, self.num_workers, change)
 
     def training_patches(self, count: int, device: torch.device) -> Iterator[Patches]:
-        """Give un-augmented training patches, the same ones at each call.
+        """Give training patches without augmentation; each call gives the same ones.
 
         Args:
-            count: How many, at most; whole batches, at least one.
-            device: Where to.
+            count: How many patches, at most. Whole batches are given, and at least one.
+            device: The device that they are moved to.
 
         Yields:
             Batches, in the order of the first epoch.

@@ -1,4 +1,4 @@
-"""PatchCamelyon's official files, from Zenodo: a transfer that goes on where it broke, and is checked before it counts.
+"""Download of PatchCamelyon's official files from Zenodo, which resumes where it broke off, and checks every file.
 
 `requests` and urllib3's `Retry` do the transfer: pooch and parfive begin a broken file again, and pypdl checks only at
 the very end, in files of its own form.
@@ -14,23 +14,25 @@ from pathlib import Path
 from typing import Final
 
 import requests
-from filelock import FileLock
 from requests.adapters import HTTPAdapter
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from pcam.data.files import require_file, require_place
+from pcam.data.locks import only_one
 from pcam.errors import UserError
 from pcam.options import SPLIT_NAMES, SplitName
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is known before it is fetched.
+    """A file whose size and checksum are known before it is downloaded.
 
     Args:
-        name: Its name, there and here.
-        size: In bytes.
-        md5: In hexadecimal.
+        name: The file's name, at the server and on this machine.
+        size: Its size in bytes.
+        md5: Its MD5 in hexadecimal.
     """
 
     name: str
@@ -65,13 +67,13 @@ Source: Zenodo, record 2546921.
 """
 
 TRIES: Final = 5
-"""Tries of one request, and transfers in a row that get no further, before a download fails."""
+"""How often a request is tried, and how many transfers in a row may get no further, before a download fails."""
 
 TIMEOUT: Final = 60
 """Seconds without a byte before a transfer counts as broken."""
 
 CHUNK_BYTES: Final = 1 << 16
-"""What a broken transfer loses at most: a chunk reaches the disk as a whole."""
+"""Bytes that are written to the disk together; a transfer that breaks off loses fewer than these."""
 
 
 def download(
@@ -82,21 +84,22 @@ def download(
     base_url: str = ZENODO,
     pause: float = 1.0,
 ) -> None:
-    """Fetch the files of some splits into a folder.
+    """Download the files of some splits into a folder.
 
-    A file has its name only once its size and MD5 are right; until then it is `<name>.part`, at whose end the next
-    call goes on. Files that are there are checked, not fetched. Of several processes one downloads, the others wait.
+    Until its size and MD5 are found to be right, a file is called `<name>.part`; the next call resumes at its end.
+    Files that are there already are checked and not downloaded again. Of several processes one downloads, the others
+    wait.
 
     Args:
         root: The folder; made if it does not exist.
-        splits: Which splits.
+        splits: The splits to download.
         files: The files of each split.
-        base_url: Where they are.
-        pause: Seconds before the second try; twice as long before each further one.
+        base_url: The address that the files' names are appended to.
+        pause: Seconds before the second try; the time doubles before each further one.
 
     Raises:
-        UserError: If a file is in the folder's place, the disk has no room, the server does not give what it should, or
-            the bytes are wrong.
+        UserError: If something else is in the place of the folder or of a file, the disk has no room, the server does
+            not give what it should, or the bytes are wrong.
     """
     wanted = [file for split in dict.fromkeys(splits) for file in files[split]]
     retry = Retry(
@@ -112,9 +115,9 @@ def download(
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"Expected a folder to download into at {root}, but found a file; choose another.") from error
     with (
-        FileLock(root / ".download.lock"),
         requests.Session() as session,
         Progress(*columns, TimeRemainingColumn()) as progress,
+        only_one(root / ".download.lock", lambda: f"downloads into {root}", _printer(progress)),
     ):
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -124,10 +127,16 @@ def download(
             _fetch(root, file, base_url, session, progress, pause)
 
 
+def _printer(progress: Progress) -> Callable[[str], None]:
+    return lambda text: progress.console.print(text, markup=False, highlight=False)
+
+
 def _is_there(root: Path, file: RemoteFile, progress: Progress) -> bool:
     path = root / file.name
-    if not path.exists():
+    require_place(_part(root, file))
+    if not os.path.lexists(path):
         return False
+    require_file(path)
     found = _size_and_md5(path, progress)
     if found != (file.size, file.md5):
         raise UserError(
@@ -187,7 +196,8 @@ def _receive(url: str, part: Path, file: RemoteFile, session: requests.Session, 
     advice = f"run this again later, or put {file.name} into {part.parent} yourself: it will be checked"
     try:
         response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except requests.RequestException as error:
+    # urllib3's own errors, and ValueError, come from redirects to what is no address.
+    except (requests.RequestException, HTTPError, ValueError) as error:
         raise UserError(f"Expected {file.name} from {url}, but it cannot be reached ({error}); {advice}.") from error
     with response:
         if response.status_code == requests.codes.ok:
@@ -210,7 +220,7 @@ def _receive(url: str, part: Path, file: RemoteFile, session: requests.Session, 
                     report(stream.tell())
                     if stream.tell() > file.size:  # of an answer without a length
                         break
-            except requests.RequestException:
+            except (requests.RequestException, HTTPError):
                 return  # broken off; the next request goes on
 
 

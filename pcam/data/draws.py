@@ -1,6 +1,7 @@
-"""Random numbers for each patch, as functions of the seed, the epoch and the patch.
+"""Random numbers for each patch that are a function of the seed, the epoch and the patch, and of nothing else.
 
-So a resumed run, any batch size, any device and any number of processes draw the same.
+So they are the same in a resumed run, with any batch size, on any device and with any number of processes; PyTorch's
+global generator is neither used nor changed.
 """
 
 import torch
@@ -13,7 +14,7 @@ Codes = Integer[Tensor, " batch"]
 """64 random bits for each patch, as int64."""
 
 _FRACTION_BITS = 24
-"""Bits of a random number from 0 to 1: as many as float32 holds."""
+"""Random bits of a number between 0 and 1: as many as a float32 can hold."""
 
 
 def draw_bits(indices: Indices, *, seed: int, epoch: int) -> Codes:
@@ -31,11 +32,11 @@ def draw_bits(indices: Indices, *, seed: int, epoch: int) -> Codes:
 
 
 def draw_uniform(indices: Indices, count: int, *, seed: int, epoch: int) -> Float[Tensor, "batch count"]:
-    """Draw numbers for each patch, evenly from [-1, 1).
+    """Draw numbers for each patch, uniformly distributed from -1 to below 1.
 
     Args:
         indices: The row of each patch in its packed split.
-        count: Numbers a patch.
+        count: How many numbers for each patch.
         seed: The run's seed.
         epoch: The epoch, from 0.
 

@@ -1,6 +1,7 @@
-"""Patches to classify, from any folder, files or HDF5 and without labels, as a stream of batches."""
+"""Patches without labels that are to be classified: from a folder, image files or HDF5, read batch by batch."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,13 @@ from pcam.patches import PATCH_SIZE, PatchArray
 
 @dataclass(frozen=True)
 class InputBatch:
-    """Some patches, and those beside them that cannot be read.
+    """A batch of patches, and what should have been in it but could not be read.
 
     Args:
-        ids: Name of each patch: its path below the folder if that is all that was given, else its path, or
-            `<file>/<row>` in HDF5.
+        ids: The name of each patch. If one folder was given, this is the path below it; otherwise the path as it was
+            given; in HDF5, the name of the file and the row, such as `test_x.h5/7`.
         patches: Shape (len(ids), 96, 96, 3), values 0..255.
-        unreadable: Name and reason of each that could not be read.
+        unreadable: The name of each patch that could not be read, and the reason in a sentence.
     """
 
     ids: list[str]
@@ -38,16 +39,16 @@ class InputBatch:
 
 @dataclass(frozen=True)
 class PathList:
-    """Paths that a file lists.
+    """Paths that are listed in a file, so that they need no memory.
 
     Args:
-        file: One path a line, each line ended.
+        file: The list, one path in a line.
     """
 
     file: IO[bytes]
 
     def __iter__(self) -> Iterator[Path]:
-        """Read them from the start; one reader at a time."""
+        """Go through the paths from the first; only one loop at a time may do so."""
         self.file.seek(0)
         for line in self.file:
             yield Path(os.fsdecode(line[:-1]))
@@ -58,13 +59,13 @@ def listed_paths(lines: Iterable[bytes]) -> Iterator[PathList]:
     """Keep the paths that a stream lists in a temporary file, so that memory does not grow with them.
 
     Args:
-        lines: One path a line; empty lines are passed over.
+        lines: One path in each line; empty lines are skipped.
 
     Yields:
-        The paths, for any number of readings.
+        The paths, which can be gone through several times.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there is no path.
     """
     with tempfile.TemporaryFile() as file:
         file.writelines(line.rstrip(b"\r\n") + b"\n" for line in lines if line.strip())
@@ -82,14 +83,14 @@ def count_inputs(paths: Iterable[Path]) -> int:
             iterated over several times.
 
     Returns:
-        How many there are, at least 1 in each path. One of several paths may be missing: it counts as a patch, which
-        `read_inputs` finds to be unreadable.
+        The number of patches; each path counts at least 1. If one of several paths is missing, it counts as one patch,
+        and `read_inputs` reports it as unreadable.
 
     Raises:
         UserError: If a folder holds none, the only path is missing, or an HDF5 file is of another form.
     """
     alone = _only_path(paths)
-    if alone is not None and not alone.exists():
+    if alone is not None and not _mode(alone):
         raise UserError(
             f"Expected a folder, image files or an HDF5 file, but found nothing at {alone}; correct --input."
         )
@@ -97,15 +98,15 @@ def count_inputs(paths: Iterable[Path]) -> int:
 
 
 def read_inputs(paths: Iterable[Path], batch_size: int) -> Iterator[InputBatch]:
-    """Read patches a batch at a time; in memory are one batch and the file names of one folder.
+    """Read patches batch by batch; memory holds one batch and the names of the files in one folder.
 
     Args:
         paths: As for `count_inputs`.
-        batch_size: Patches a batch, at least 1.
+        batch_size: Patches in a batch, at least 1.
 
     Yields:
-        Batches: of images in the order of the paths (a folder's files in order of their names, then its subfolders),
-        then of HDF5 files.
+        Batches: first of all images, in the order of the paths (in a folder, the files in the order of their names, and
+        then its subfolders), then of HDF5 files.
     """
     files = _named_files(paths)
     # Threads, not processes: the image decoders release the interpreter's lock.
@@ -130,22 +131,32 @@ def _only_path(paths: Iterable[Path]) -> Path | None:
 def _named_files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     alone = _only_path(paths) is not None
     for path in paths:
-        if path.is_dir():
+        if stat.S_ISDIR(_mode(path)):
             for file in _image_files(path):
                 yield str(file.relative_to(path) if alone else file), file
         elif not _is_hdf5(path):
             yield str(path), path
 
 
+def _mode(path: Path) -> int:
+    """Look what there is; 0 if there is nothing, or nothing that could be looked at."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):  # one of many paths, such as a line that is no path, must not end the whole job
+        return 0
+
+
 def _is_hdf5(path: Path) -> bool:
-    return not is_image(path.name) and path.is_file() and (path.name.endswith(".h5.gz") or h5py.is_hdf5(path))
+    return (
+        not is_image(path.name) and stat.S_ISREG(_mode(path)) and (path.name.endswith(".h5.gz") or h5py.is_hdf5(path))
+    )
 
 
 def _count(path: Path) -> int:
     if _is_hdf5(path):
         with _open_hdf5(path) as patches:
             return len(patches)
-    if path.is_dir():
+    if stat.S_ISDIR(_mode(path)):
         count = sum(1 for _ in _image_files(path))
         if not count:
             raise UserError(
@@ -173,12 +184,14 @@ def _read(path: Path) -> PatchArray | str:
         return read_image(path)
     except UserError as error:
         return _larger(path) or str(error)
+    except PermissionError as error:
+        return f"Expected an image in {path}, but the system refused to look at it: {error.strerror}."
 
 
 def _larger(path: Path) -> str | None:
     """What to do with an image that is larger than a patch; None if it is not."""
     found = ""
-    if not path.is_file():  # to open a named pipe would wait for ever
+    if not stat.S_ISREG(_mode(path)):  # to open a named pipe would wait for ever
         return None
     try:
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Loaders of whole batches, whose position can be saved and restored."""
+"""Loaders that read whole batches from a packed split, and whose position can be saved and restored."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,16 +14,17 @@ from pcam.patches import PatchBatch
 
 
 class Batches(Sampler[NDArray[np.int64]]):
-    """Row numbers, a batch at a time; each process of several gets its share of every batch.
+    """The row numbers of each batch; of several processes, each gets its share of every batch.
 
     Args:
         count: Rows in the split.
-        batch_size: Rows a batch and process.
-        shuffle_seed: None takes the rows in order, each exactly once over all processes, in batches of nearly equal
-            size and as many in each process. A seed takes them in an order that is a function of (seed, epoch); the
-            last batch holds what is left, less what cannot be divided by the number of processes.
-        rank: This process.
-        world_size: Number of processes.
+        batch_size: Rows in a batch of one process, at least 1.
+        shuffle_seed: None takes the rows in order, each exactly once over all processes; all processes then get the
+            same number of batches, of nearly equal size. With a seed the order is shuffled, anew in each epoch, as a
+            function of seed and epoch; the last batch holds what is left, minus what cannot be divided by the number
+            of processes.
+        rank: The number of this process, from 0.
+        world_size: The number of processes.
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class Batches(Sampler[NDArray[np.int64]]):
         self.world_size = world_size
         self.epoch = 0
         self.resume = (0, 0)
-        """An epoch, and how many of its batches the next pass skips."""
+        """An epoch that is to be resumed, and how many of its batches the next pass skips."""
 
     def skipped(self) -> int:
-        """How many batches the next pass skips: none in another epoch than the one to resume."""
+        """Say how many batches the next pass skips: none, if its epoch is not the one to resume."""
         epoch, batches = self.resume
         return batches if epoch == self.epoch else 0
 
@@ -72,7 +73,7 @@ class Batches(Sampler[NDArray[np.int64]]):
 
 
 class _Announced(Sampler[NDArray[np.int64]]):
-    """The same batches, each announced to the store when the one before it is taken: the disk works meanwhile."""
+    """The same batches; each is announced to the store one batch ahead, so that the disk reads it meanwhile."""
 
     def __init__(self, batches: Batches, store: PackedSplit) -> None:
         self._batches = batches
@@ -87,16 +88,16 @@ class _Announced(Sampler[NDArray[np.int64]]):
 
 
 class BatchLoader:
-    """An iterable of batches of a packed split, which can resume within an epoch, whatever the number of workers.
+    """An iterable of the batches of a packed split, which can resume within an epoch with any number of workers.
 
-    Holds a DataLoader rather than being one: Lightning makes DataLoaders anew to number what they predict. And
+    It holds a DataLoader rather than being one: Lightning makes DataLoaders anew to number what they predict. And
     torchdata's StatefulDataLoader 0.11, saved after the last batch of an epoch, gives Lightning 2.6 an empty epoch.
 
     Args:
         store: The packed split.
-        batches: Which rows make a batch.
-        num_workers: Processes that read batches; 0 is the calling process.
-        change: What is done to each batch before it is given; None gives it as it lies in the store.
+        batches: The rows of each batch.
+        num_workers: Processes that read batches; 0 reads in the calling process.
+        change: Changes each batch before it is given; None gives it as it lies in the store.
     """
 
     def __init__(
@@ -133,12 +134,13 @@ class BatchLoader:
             yield batch if self._change is None else self._change(batch)
 
     def state_dict(self) -> dict[str, int]:
-        """The position: the epoch, and how many of its batches were given.
+        """Give the position to save: the epoch, and how many of its batches were given.
 
-        An epoch may end before its last batch, by Lightning's `limit_train_batches`; then the next one starts anew.
+        If an epoch ends before its last batch, by Lightning's `limit_train_batches`, the next one still starts with
+        its first batch.
         """
         return {"epoch": self.sampler.epoch, "batches_given": self._batches_given % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Start the next pass, if it is of that epoch, at a position."""
+        """Let the next pass start at a saved position, if it is a pass of the same epoch."""
         self.sampler.resume = (state_dict["epoch"], state_dict["batches_given"])

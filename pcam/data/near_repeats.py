@@ -18,7 +18,7 @@ LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Brightness from R, G and B. Source: ITU-R BT.601."""
 
 FREQUENCIES: Final = dct(np.eye(PATCH_SIZE), axis=0)[:16].astype(np.float32)
-"""The 16 lowest waves along a side; 16 x 16 of them make the 256 bits."""
+"""The 16 lowest frequencies along a side; their 16 x 16 products make the 256 bits."""
 
 MIN_CONTRAST: Final = 8.0
 """Standard deviation of brightness, in grey levels, below which a patch is almost empty.
@@ -45,7 +45,7 @@ PAIRS_AT_ONCE: Final = 1 << 17
 
 
 class Look(NamedTuple):
-    """What is kept of each patch of a split.
+    """What is compared of each patch of a split, instead of its pixels.
 
     Attributes:
         hashes: Shape (patches, 4), 256 bits.

@@ -1,8 +1,9 @@
-"""The packed store: one split as one HDF5 file whose patches are memory-mapped.
+"""The packed store: one split in one HDF5 file, whose patches are memory-mapped.
 
-HDF5 gives the header, the version check and the notice of a truncated file; its contiguous, uncompressed dataset
-gives an offset at which `numpy.memmap` reads without HDF5 in between. So a store opens at once at any size, every
-process shares its pages, forked workers share no HDF5 handle, and any HDF5 tool can look into it.
+HDF5 provides the header with the version, and notices a truncated file. Its dataset of patches is contiguous and not
+compressed, so that the patches can be mapped from their offset in the file and read without HDF5. So a store of any
+size opens at once, all processes share its pages, forked workers share no HDF5 handle, and any HDF5 tool can look into
+it.
 """
 
 import hashlib
@@ -19,15 +20,18 @@ from typing import Final
 import h5py
 import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
+from pcam.data.files import NO_ROOM
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
+from pcam.data.layouts.hdf5 import find_array
+from pcam.data.locks import only_one
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
+from pcam.terminal import printable
 
 FORMAT: Final = b"pcam-packed"
 VERSION: Final = 2
@@ -41,16 +45,17 @@ DELETE: Final = "delete it, and the next run packs it again"
 
 
 class PackedSplit:
-    """One split, memory-mapped; rows are in the order of the SHA-1 of their pixels.
+    """One split, memory-mapped; its rows are in the order of the SHA-1 of their pixels.
 
-    That order mixes the classes, puts identical patches side by side, and is the same whatever form the patches came
-    in. Indexing with row numbers gives a batch, so it serves as a map-style data set for a loader whose sampler
-    yields whole batches.
+    This order mixes the classes, puts identical patches side by side, and is the same whatever form the patches came
+    in. Indexing with an array of row numbers gives a batch, so that a store is a map-style data set for a loader whose
+    sampler yields whole batches.
 
     Attributes:
         path: The HDF5 file.
         labels: Shape (patches,), 0 or 1.
-        fingerprint: SHA-256 over the SHA-1 and label of every row: the same patches give the same one in any form.
+        fingerprint: SHA-256 over the SHA-1 and the label of every row, so the same patches have the same fingerprint in
+            any form.
         signature: The signature of the files it was packed from.
         repeats_dropped: Patches that were left out because one with identical pixels is there.
         conflicts_dropped: Patches that were left out because identical pixels carried both labels.
@@ -67,25 +72,34 @@ class PackedSplit:
         """
         self.path = path
         try:
+            if os.path.lexists(path) and not path.is_file():  # to open a named pipe would wait for ever
+                raise ValueError("it is no file, but a folder, a device, a named pipe or a link to nothing")
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
                     raise ValueError(f"it has no mark '{FORMAT.decode()}', version {VERSION}")
-                patches = file["patches"]
-                self.labels: NDArray[np.uint8] = file["labels"][:]
+                patches, labels = _held(file, "patches"), _held(file, "labels")
+                if labels.dtype != np.uint8 or labels.ndim != 1:
+                    raise ValueError(f"it holds labels as {labels.dtype} of shape {labels.shape}")
+                shape, offset = patches.shape, patches.id.get_offset()
+                if patches.dtype != np.uint8 or shape != (len(labels), *PATCH_SHAPE) or offset is None:
+                    raise ValueError(
+                        f"it holds an array of shape {shape} and type {patches.dtype} for {len(labels)} labels"
+                    )
+                self.labels: NDArray[np.uint8] = labels[:]
+                if not np.isin(self.labels, (0, 1)).all():
+                    raise ValueError(f"it holds the label {self.labels.max()}")
                 self.fingerprint: str = file.attrs["fingerprint"].decode()
                 self.signature: str = file.attrs["signature"].decode()
                 self.repeats_dropped = int(file.attrs["repeats_dropped"])
                 self.conflicts_dropped = int(file.attrs["conflicts_dropped"])
-                shape, offset = patches.shape, patches.id.get_offset()
-                if shape != (len(self.labels), *PATCH_SHAPE) or offset is None:
-                    raise ValueError(f"it holds an array of shape {shape} for {len(self.labels)} labels")
-        except (OSError, KeyError, ValueError) as error:
+            with path.open("rb") as opened:
+                self._pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            self.offset: int = offset
+            """Bytes of the file before the first patch."""
+            self.patches: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._pages, offset)
+        # What h5py and NumPy raise for damage; an attribute of another type lacks a method or is no number.
+        except (OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
             raise _unusable(path, error) from error
-        with path.open("rb") as opened:
-            self._pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        self.offset: int = offset
-        """Bytes of the file before the first patch."""
-        self.patches: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._pages, offset)
 
     def __reduce__(self) -> tuple[type["PackedSplit"], tuple[Path]]:
         """Travel to a loader's worker as a path: a pickled memmap would carry every patch."""
@@ -122,24 +136,32 @@ class PackedSplit:
             self._pages.madvise(mmap.MADV_WILLNEED, page, start + PATCH_BYTES - page)
 
     def ids(self) -> list[str]:
-        """The name that each row had in the data set it was packed from."""
+        """Read the name that each row had in the data set that it was packed from."""
         return [os.fsdecode(name) for name in self._column("ids")]
 
     def slides(self) -> list[str] | None:
-        """The slide that each row is from, if the data set tells."""
+        """Read the name of the slide that each row is from; None if the data set does not tell."""
         slides = [os.fsdecode(name) for name in self._column("slides")]
         return slides if any(slides) else None
 
     def pixel_hashes(self) -> list[str]:
-        """The SHA-1 of each row's 27,648 RGB bytes, in hexadecimal; equal for identical pixels."""
+        """Read the SHA-1 of the pixels of each row, in hexadecimal; identical pixels have the same one."""
         return [digest.tobytes().hex() for digest in self._column("sha1")]
 
     def is_of(self, files: SplitFiles, deduplicate: bool) -> bool:
-        """Whether it was packed from files as they are now, in the same way."""
+        """Say whether a store was packed from the files as they are now.
+
+        Args:
+            files: The files of the split.
+            deduplicate: Whether repeats should have been dropped.
+
+        Returns:
+            Whether it was; if not, it has to be packed again.
+        """
         return self.signature == _signature(files, deduplicate)
 
     def verify(self) -> None:
-        """Hash all patches again.
+        """Hash all patches again, and compare the hashes, labels and names with what was packed.
 
         Raises:
             UserError: If a patch, a label or a name is not what was packed.
@@ -161,7 +183,9 @@ class PackedSplit:
         try:
             with h5py.File(self.path, "r") as file:
                 column: NDArray[np.uint8] = file[name][:]
-        except (OSError, KeyError) as error:
+                if len(column) != len(self):
+                    raise ValueError(f"it holds {len(column)} '{name}' for {len(self)} patches")
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise _unusable(self.path, error) from error
         return column
 
@@ -169,16 +193,16 @@ class PackedSplit:
 def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool = False) -> PackedSplit:
     """Open the store of a split, packing it first if it is not there or its files have changed.
 
-    Decodes on all cores, holds a few hundred patches in memory at a time, and needs free disk space for the patches
-    twice while it works. Several processes may call it at once: one packs, the others wait. A process that is killed
-    leaves no store behind.
+    Packing decodes on all cores, holds a few hundred patches in memory at a time, and needs free disk space for twice
+    the patches. Several processes may call this at once: one packs, the others wait and say so. A process that is
+    killed leaves no store behind.
 
     Args:
-        files: What to pack.
-        path: Where the store belongs.
+        files: The files of the split.
+        path: The file of the store.
         description: What the progress bar says.
-        deduplicate: Whether to keep one patch of each group with identical pixels, and none of a group with both
-            labels: nothing tells which of the two is right.
+        deduplicate: Whether to keep only one patch of each group with identical pixels, and none of a group that
+            carries both labels, as nothing tells which of the two is right.
 
     Returns:
         The store, open.
@@ -190,25 +214,43 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
         store = PackedSplit(path)
         if store.is_of(files, deduplicate):
             return store
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"Expected a folder for packed stores at {path.parent}, but found a file there; choose another place with "
+            f"--data.cache_dir."
+        ) from error
+    with only_one(path.with_name(f"{path.name}.lock"), lambda: _who_packs(path), rank_zero_info):
         if path.exists():
             store = PackedSplit(path)
             if store.is_of(files, deduplicate):  # another process has packed it meanwhile
                 return store
-            rank_zero_info(f"The files behind {path} have changed since it was packed: packing them again.")
+            rank_zero_info(printable(f"The files behind {path} have changed since it was packed: packing them again."))
         for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            unsorted = Path(folder) / "unsorted"
-            with files.open(Path(folder)) as split:
-                # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
-                unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
-                _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
-                hashes = _write_unsorted(split, unsorted, description)
-            with atomic_path(path) as temporary, unsorted.open("rb") as patches:
-                _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
+        try:
+            _pack(files, path, description, deduplicate)
+        except OSError as error:  # of writing, which does not say where
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"Expected room to pack into {path.parent}, but the system refused ({error.strerror}); make room, or "
+                f"choose another disk with --data.cache_dir."
+            ) from error
     return PackedSplit(path)
+
+
+def _pack(files: SplitFiles, path: Path, description: str, deduplicate: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent) as folder:
+        unsorted = Path(folder) / "unsorted"
+        with files.open(Path(folder)) as split:
+            # Once unsorted and once sorted; what opening has unpacked goes before the sorted one is written.
+            unpacked = sum(file.stat().st_size for file in Path(folder).iterdir())
+            _require_space(path.parent, 2 * len(split.ids) * PATCH_BYTES - unpacked)
+            hashes = _write_unsorted(split, unsorted, description)
+        with atomic_path(path) as temporary, unsorted.open("rb") as patches:
+            _write_sorted(temporary, split, hashes, patches, _signature(files, deduplicate), deduplicate)
 
 
 @dataclass(frozen=True)
@@ -218,6 +260,20 @@ class _Decoded:
 
     def __len__(self) -> int:
         return len(self.patches)
+
+
+def _who_packs(path: Path) -> str:
+    """Say who packs a store: the number of that process is in the name of its temporary folder."""
+    start = f".{path.name}."
+    numbers = [found.name.removeprefix(start).split(".")[0] for found in path.parent.glob(f"{start}*.*")]
+    return f"packs {path}" + "".join(f" (number {number})" for number in numbers[:1])
+
+
+def _held(file: h5py.File, key: str) -> h5py.Dataset:
+    try:
+        return find_array(file, key)
+    except ValueError as error:
+        raise ValueError(f"as '{key}' it has {error}") from error
 
 
 def _signature(files: SplitFiles, deduplicate: bool) -> str:

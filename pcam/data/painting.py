@@ -32,10 +32,10 @@ pair of torchstain's implementation (brownish, the second pair).
 """
 
 OUTSIDE: Final = 9
-"""Pixels that the middle of a cell can lie outside the patch, so that the border cuts cells."""
+"""How many pixels outside the patch the middle of a cell can lie, so that the border cuts through cells."""
 
 MARGIN: Final = 28
-"""Pixels that the canvas is wider than the patch on each side: `OUTSIDE` and the longest reach of a tumour cell."""
+"""By how many pixels the canvas is wider than the patch on each side: `OUTSIDE` and the longest reach of a cell."""
 
 CELL_TO_NUCLEUS: Final = 1.3
 """Radius of a tumour cell in radii of its nucleus."""
@@ -57,16 +57,16 @@ class Cells:
     """Cells of one kind; one value per cell.
 
     Attributes:
-        rows: Of the nucleus's middle, in pixels of the patch.
-        columns: Of the nucleus's middle, in pixels of the patch.
-        radius: Of the nucleus, in pixels: the geometric mean of its half axes.
-        stretch: Long half axis in radii, at least 1.
-        angle: Of the long axis, in radians.
-        lobes: Depth of three dents in the outline, in radii.
-        phase: Where these dents (and the nucleolus) lie, in radians.
-        haematoxylin: How much of it the rim of the nucleus holds.
-        clearing: Part of the haematoxylin that is missing inside the rim: 0 for a solid nucleus, 1 for an empty one.
-        nucleolus: Haematoxylin of the nucleolus.
+        rows: Row of the middle of the nucleus, in pixels of the patch.
+        columns: Column of the middle of the nucleus, in pixels of the patch.
+        radius: Radius of the nucleus in pixels: the geometric mean of its half axes.
+        stretch: Length of its long half axis in radii, at least 1.
+        angle: Direction of its long axis, in radians.
+        lobes: Depth of the three dents in its outline, in radii.
+        phase: Direction in which these dents and the nucleolus lie, in radians.
+        haematoxylin: Amount of haematoxylin in the rim of the nucleus.
+        clearing: Share of the haematoxylin that is missing inside the rim: 0 for a solid nucleus, 1 for an empty one.
+        nucleolus: Amount of haematoxylin in the nucleolus.
     """
 
     rows: Values
@@ -81,33 +81,33 @@ class Cells:
     nucleolus: Values
 
     def keep(self, which: NDArray[np.bool_]) -> "Cells":
-        """The cells marked True."""
+        """Take the cells that are marked True."""
         return Cells(*(getattr(self, field.name)[which] for field in fields(self)))
 
     def in_centre(self) -> NDArray[np.bool_]:
-        """Which nuclei have their middle in the centre."""
+        """Mark the nuclei whose middle lies in the centre of the patch."""
         inside: NDArray[np.bool_] = self.distance_to_centre() == 0
         return inside
 
     def distance_to_centre(self) -> Values:
-        """How far the nuclei's middles lie outside the centre, in pixels; 0 for those inside."""
+        """Measure how far the middle of each nucleus lies outside the centre, in pixels; 0 for those inside."""
         down = np.maximum(np.maximum(CENTRE_START - self.rows, self.rows - (CENTRE_STOP - 1)), 0)
         across = np.maximum(np.maximum(CENTRE_START - self.columns, self.columns - (CENTRE_STOP - 1)), 0)
         distance: Values = np.hypot(down, across)
         return distance
 
     def reach(self) -> Values:
-        """How far a tumour cell, cytoplasm and soft edge included, can extend from its middle, in pixels."""
+        """Give how far each cell, if it is a tumour cell, reaches from its middle with its cytoplasm, in pixels."""
         return self.radius * self.stretch * (1 + self.lobes) * CELL_TO_NUCLEUS + 2
 
     def sample(self, field: Field) -> Values:
-        """The field's value under each nucleus's middle (of the nearest pixel for those outside the patch)."""
+        """Look up the value of a field at the middle of each nucleus, or at the nearest pixel of the patch."""
         rows = np.clip(np.rint(self.rows), 0, PATCH_SIZE - 1).astype(np.intp)
         columns = np.clip(np.rint(self.columns), 0, PATCH_SIZE - 1).astype(np.intp)
         return field[rows, columns].astype(np.float64)
 
     def crowded_by(self, others: "Cells") -> NDArray[np.bool_]:
-        """Which nuclei overlap one of the others."""
+        """Mark the nuclei that overlap one of some other cells."""
         distance = np.hypot(self.rows[:, None] - others.rows, self.columns[:, None] - others.columns)
         overlaps: NDArray[np.bool_] = distance < 0.8 * self.radius[:, None] + 1.1 * others.radius
         return np.asarray(overlaps.any(axis=1))

@@ -1,4 +1,4 @@
-"""Stains: patches as other laboratories would have stained them, on whichever device they are.
+"""Patches as other laboratories would have stained them, computed on the device that the patches are on.
 
 Light that passes a section is absorbed by each stain in proportion to its amount, so in optical density, the negative
 logarithm of the transmitted share, the stains add up. Other amounts of haematoxylin and eosin are then a linear map of
@@ -31,12 +31,12 @@ Amounts = Float[Tensor, "batch 3"]
 
 @dataclass(frozen=True)
 class StainShift:
-    """A laboratory's staining, against that of the patches.
+    """The staining of another laboratory, as factors of the amounts of stain in the patches.
 
     Args:
-        haematoxylin: Times the amount of haematoxylin, above 0.
-        eosin: Times the amount of eosin, above 0.
-        residual: Times the amount of what neither explains, above 0.
+        haematoxylin: What the amount of haematoxylin is multiplied by, above 0; 1 leaves it as it is.
+        eosin: What the amount of eosin is multiplied by, above 0.
+        residual: What the amount that neither stain explains is multiplied by, above 0.
     """
 
     haematoxylin: float = 1.0
@@ -74,8 +74,8 @@ def jitter_stains(patches: Patches, indices: Indices, strength: float, *, seed: 
     Args:
         patches: Shape (batch, 3, height, width), values 0..255, any dtype.
         indices: Shape (batch,), the row of each patch in its packed split.
-        strength: Each amount is multiplied by a number between 1 - strength and 1 + strength, and half as much at
-            most, in optical density, is added or taken away; 0 to below 1.
+        strength: 0 to below 1. Each amount is multiplied by a random number between 1 - strength and 1 + strength;
+            then a random number between -strength / 2 and strength / 2 is added to it, in optical density.
         seed: The run's seed.
         epoch: The epoch, from 0.
 
@@ -92,14 +92,14 @@ def jitter_stains(patches: Patches, indices: Indices, strength: float, *, seed: 
 
 
 def shift_stains(batch: PatchBatch, shifts: Sequence[StainShift]) -> PatchBatch:
-    """Give a batch the staining of other laboratories: row i of the split that of number i modulo their count.
+    """Give each patch of a batch the staining of another laboratory; the laboratories take turns, row by row.
 
     Args:
-        batch: Its patches have values 0..255.
-        shifts: The laboratories, at least one.
+        batch: Patches with values 0..255.
+        shifts: The laboratories, at least one. Row i of the split gets number i modulo how many there are.
 
     Returns:
-        The batch, its patches as uint8, as a file of theirs would be.
+        The batch, with patches rounded to uint8, as they would be in an image file.
     """
     factors = torch.tensor([astuple(shift) for shift in shifts], device=batch.patches.device)
     shifted = scale_stains(batch.patches, factors[batch.indices % len(shifts)])

@@ -8,6 +8,8 @@ from typing import Final, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pcam.terminal import printable
+
 TASK_PATCHES: Final = 64
 """Patches that a thread decodes or hashes at a time: 1.8 MB, so that a hundred cores need little memory."""
 
@@ -25,16 +27,16 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], total: int
         work: What is done with an item; it is called from several threads at once.
         items: Taken as they are needed, so that memory holds about as many items and results as there are cores.
         total: The sum of the lengths of all results, for the progress bar.
-        description: What the progress bar says.
+        description: What the progress bar says; brackets are no markup, control characters are escaped.
 
     Yields:
         The results, in the order of the items.
     """
     cores = os.cpu_count() or 1
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pending: deque[Future[Result]] = deque()
     with Progress(*columns) as progress, ThreadPoolExecutor(cores) as pool:
-        bar = progress.add_task(description, total=total)
+        bar = progress.add_task(printable(description), total=total)
 
         def take() -> Result:
             result = pending.popleft().result()

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import Layout, find_layout
 from pcam.data.layouts.findings import Finding, balance
 from pcam.data.packed import PackedSplit
 from pcam.errors import UserError
+from pcam.terminal import printable
 
 __all__ = ["Finding", "findings_table", "verify"]
 
@@ -45,7 +47,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for heading in ("", "found", "verdict"):
         rows.add_column(heading, overflow="fold")  # paths and hashes are of no use without their end
     for finding in findings:
-        rows.add_row(finding.subject, finding.found, finding.fault or "right")
+        words = (finding.subject, finding.found, finding.fault or "right")
+        rows.add_row(*(Text(printable(text)) for text in words))  # not as markup, which a path may look like
     return rows
 
 

@@ -150,7 +150,7 @@ For research; not a medical device.
 
 - Run: `{card["run"]}`, {card["checkpoint"]} checkpoint, step {card["step"]:,}
 - Network: `{card["network"]["class_path"]}`, trained from {card["trained_from"]}
-- Scores: {_score_words(card["scores"])}
+- A score is {_score_words(card["scores"])}
 - File: {card["bytes"]:,} bytes, SHA-256 `{card["sha256"]}`
 - Made with: {", ".join(f"{name} {number}" for name, number in card["versions"].items())}
 
@@ -173,8 +173,9 @@ Class 0 is {normal}, class 1 is {tumour}. A pixel has {card["micrometres_per_pix
 
 ## Agreement with the checkpoint
 
-On {parity["patches"]:,} patches of the valid split (fingerprint `{parity["data_fingerprint"]}`) the scores of the file
-and of the checkpoint differ by {parity["largest_difference"]:.1e} at most; {parity["allowed"]} is allowed.
+On {parity["patches"]:,} patches of the valid split (fingerprint `{parity["data_fingerprint"]}`)
+the scores of the file and of the checkpoint differ by {parity["largest_difference"]:.1e} at most;
+{parity["allowed"]} is allowed.
 
 ## Fingerprints of the data that the network was trained on
 
@@ -186,7 +187,7 @@ and of the checkpoint differ by {parity["largest_difference"]:.1e} at most; {par
 
 def _score_words(scores: Mapping[str, Any]) -> str:
     """Say how the scores are computed."""
-    words = [f"of patches at {' and '.join(map(str, scores['sizes']))} pixels"]
+    words = [f"that of the patch at {' and '.join(map(str, scores['sizes']))} pixels"]
     if scores["tta"]:
         words.insert(0, "the mean over the eight symmetries of the square (test-time augmentation, inside the model)")
     if scores["reestimate_bn"]:

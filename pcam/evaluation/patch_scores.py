@@ -1,18 +1,22 @@
 """The scores of patches without labels, written to a CSV file a batch at a time."""
 
 import csv
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path, PurePath
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from scipy.special import expit
 
-from pcam.atomic import atomic_path
+from pcam.atomic import atomic_path, is_stream
 from pcam.data.inputs import count_inputs, read_inputs
 from pcam.errors import UserError
+from pcam.outputs import ERRORS_CSV, SCORES_CSV, check_output
 from pcam.patches import PatchArray
 
 Classify = Callable[[PatchArray], NDArray[np.float32]]
@@ -27,7 +31,8 @@ def write_scores(
     Args:
         load: Makes the function that classifies; called once it is clear that there are patches.
         paths: The patches, as `read_inputs` takes them.
-        output: The CSV file. The patches that cannot be read are listed beside it, in `<name>.errors.csv`.
+        output: The CSV file. The patches that cannot be read are listed beside it, in `<name>.errors.csv`; or on
+            standard error, if the output is a stream such as /dev/stdout.
         submission: Whether to write the columns id and label that Kaggle takes, instead of id, logit and score.
         batch_size: The number of patches that are classified at once.
 
@@ -38,20 +43,25 @@ def write_scores(
         UserError: If some patches cannot be read (the others are scored nevertheless), or if two patches of a
             submission have the same name.
     """
+    errors = output.parent / f"{output.stem}.errors.csv"
+    check_output(output, SCORES_CSV, paths)
+    streamed = is_stream(output)
+    if not streamed:
+        check_output(errors, ERRORS_CSV, paths)
     count = count_inputs(paths)
     classify = load()
-    errors = output.parent / f"{output.stem}.errors.csv"
     failed, first = 0, ""
     with (
         atomic_path(output) as scores_path,
-        atomic_path(errors) as errors_path,
+        nullcontext(None) if streamed else atomic_path(errors) as errors_path,
         _open_csv(scores_path) as scores_file,
-        _open_csv(errors_path) as errors_file,
-        progress_bar() as progress,
+        nullcontext(sys.stderr) if errors_path is None else _open_csv(errors_path) as errors_file,
+        progress_bar(to_standard_error=streamed) as progress,
     ):
         scores, unreadable = csv.writer(scores_file), csv.writer(errors_file)
         scores.writerow(["id", "label"] if submission else ["id", "logit", "score"])
-        unreadable.writerow(["id", "reason"])
+        if not streamed:
+            unreadable.writerow(["id", "reason"])
         task = progress.add_task("Scoring", total=count)
         names: set[str] = set()
         for batch in read_inputs(paths, batch_size):
@@ -64,17 +74,20 @@ def write_scores(
                 first = first or reason
             progress.advance(task, len(batch.ids) + len(batch.unreadable))
     if failed:
+        where = "the lines before say" if streamed else f"{errors} says"
         raise UserError(
             f"Expected to score every patch, but {failed:,} of {count:,} cannot be read (the first: "
-            f"{first.rstrip('.')}); {errors} says why of each, {output} has the scores of the others."
+            f"{first.rstrip('.')}); {where} why of each, {output} has the scores of the others."
         )
-    errors.unlink()
+    if not streamed:
+        errors.unlink()
     return count
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, to_standard_error: bool = False) -> Progress:
     """Make a progress bar that also shows how many are done."""
-    return Progress(*Progress.get_default_columns(), MofNCompleteColumn())
+    console = Console(stderr=True) if to_standard_error else None
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
 
 
 def _rows(ids: Sequence[str], logits: NDArray[np.float32], submission: bool) -> Iterator[tuple[str | float, ...]]:

@@ -121,10 +121,10 @@ def shortened(patch_id: str, length: int) -> str:
 
 def _tinted(
     grey: NDArray[np.float64], evidence: NDArray[np.floating], opacity: NDArray[np.float64] | float
-) -> PatchArray:
+) -> NDArray[np.uint8]:
     """Colour grey pixels by evidence, -1..1: the stain's purple and pink would mix with the colours of the evidence."""
     heat = 255 * colormaps["RdBu_r"](0.5 + 0.5 * evidence)[..., :3]
-    tinted: PatchArray = ((1 - opacity) * grey + opacity * heat).astype(np.uint8)
+    tinted: NDArray[np.uint8] = ((1 - opacity) * grey + opacity * heat).astype(np.uint8)
     return tinted
 
 
@@ -152,7 +152,7 @@ class _Sheet:
         for number, line in enumerate(title.split("\n")):
             self._text(self._gap // 2, LINE_HEIGHT * (number + 1), line, ha="left", fontsize=TITLE_SIZE)
 
-    def add(self, index: int, pictures: Sequence[PatchArray | np.ndarray], text: Sequence[str], wrong: bool) -> None:
+    def add(self, index: int, pictures: Sequence[NDArray[np.uint8]], text: Sequence[str], wrong: bool) -> None:
         """Place a patch: its pictures side by side, each with the square of the centre, and its text above."""
         top = self._head + index // self._columns * (PATCH_SIZE + self._heading) + self._heading
         left = index % self._columns * self._width + self._gap // 2
@@ -168,7 +168,7 @@ class _Sheet:
             for edge, line_width in (("white", 2), ("black", 0.8)):  # black within white is visible on any stain
                 self._axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=edge, linewidth=line_width))
 
-    def add_key(self, colours: PatchArray | np.ndarray) -> None:
+    def add_key(self, colours: NDArray[np.uint8]) -> None:
         """Place the key to the colours in the last line of the title."""
         bottom, width = self._head - 6, colours.shape[1]
         start = self._gap // 2 + PATCH_SIZE

@@ -26,6 +26,7 @@ from pcam.errors import UserError
 from pcam.evaluation.patch_scores import Classify, progress_bar
 from pcam.evaluation.sheets import shortened
 from pcam.extras import import_extra
+from pcam.outputs import PNG, TIFF, check_output
 from pcam.patches import CENTRE_START, CENTRE_STOP, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
 
 CELL_SIZE: Final = CENTRE_STOP - CENTRE_START
@@ -223,11 +224,8 @@ def write_score_map(
             f"Expected --output to be a TIFF file (.tif or .tiff) with --tile, but found {output}; rename it."
         )
     picture = output.with_suffix(".png")
-    if path.resolve() in (output.resolve(), picture.resolve()):
-        raise UserError(
-            f"Expected --output to leave the image alone, but {output} and its picture {picture} would replace {path}; "
-            f"rename it."
-        )
+    check_output(output, TIFF, [path])
+    check_output(picture, PNG, [path])
     image = open_image(path, mpp)
     classify = load()
     with atomic_path(output) as map_path, atomic_path(picture) as picture_path:

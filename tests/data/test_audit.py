@@ -253,6 +253,19 @@ def test_the_contact_sheet_shows_each_find_once(root: Path, painted: dict[str, l
     assert figure.get_suptitle() == "6 of 6 finds"
 
 
+def test_names_that_look_like_formulas_or_markup_are_drawn_as_they_are(
+    root: Path, painted: dict[str, list[tuple[Pixels, int]]]
+) -> None:
+    patch, label = painted["train"][0]
+    plant(root, f"valid/{label}/$\\frac[", patch)
+    plant(root, f"test/{label}/[red]$\x1b$", patch)
+    found = run(root)
+    figure = found.contact_sheet()
+    figure.canvas.draw()
+    assert "valid" in figure.axes[0].get_title() or "test" in figure.axes[0].get_title()
+    assert "\x1b" not in figure.axes[0].get_title()
+
+
 def test_the_script_ends_with_1_if_train_leaks(
     root: Path,
     painted: dict[str, list[tuple[Pixels, int]]],

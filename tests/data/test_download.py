@@ -1,8 +1,10 @@
 """Downloads from a server on loopback that does what servers do: breaks off, lies, repeats itself, is not there."""
 
 import hashlib
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from pcam.data import locks
 from pcam.data.download import CHUNK_BYTES, OFFICIAL_FILES, TRIES, RemoteFile, download
 from pcam.errors import UserError
 
@@ -202,6 +206,83 @@ def test_what_is_not_the_file_is_refused_and_the_part_kept(
         place.download(*behaviours)
     assert place.part.read_bytes() == CONTENT[:1000]
     assert len(place.ranges) == len(behaviours)
+
+
+def redirect(location: str) -> Callable[[Handler], None]:
+    return lambda handler: answer(handler, 302, b"", {"Location": location})
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://[::1",
+        "http://127.0.0.1:port/",
+        "file:///etc/passwd",
+        "http://" + "a" * 70 + "..b/",
+        "\x80",
+    ],
+)
+def test_a_redirect_to_no_address_is_one_sentence(location: str, place: Place) -> None:
+    with pytest.raises(UserError, match=r"Expected .*images\.h5\.gz from http://127.*; run this again later, or put"):
+        place.download(redirect(location))
+    assert not place.images.exists()
+
+
+def test_redirects_in_a_circle_are_one_sentence(place: Place) -> None:
+    url = f"http://127.0.0.1:{place.server.server_port}/files/{IMAGES.name}"
+    with pytest.raises(UserError, match=r"Expected images\.h5\.gz from .*cannot be reached .*redirects.*; run this"):
+        place.download(*[redirect(url)] * 40)
+
+
+def test_a_redirect_to_the_file_is_followed(place: Place) -> None:
+    place.download(redirect(f"/elsewhere/{IMAGES.name}"))
+    assert place.images.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe"])
+def test_what_is_in_the_place_of_the_file_is_refused(kind: str, place: Place) -> None:
+    place.root.mkdir()
+    place.images.mkdir() if kind == "a folder" else os.mkfifo(place.images)
+    with pytest.raises(UserError, match=rf"Expected a file in {place.images}, but it is {kind}; mend it or remove it"):
+        place.download()
+    assert place.server.requests == []
+
+
+@pytest.mark.parametrize("name", [f"{IMAGES.name}.part", ".download.lock"])
+@pytest.mark.parametrize("kind", ["a link", "a folder", "a named pipe"])
+def test_what_is_in_the_place_of_a_part_or_lock_is_refused(kind: str, name: str, place: Place) -> None:
+    place.root.mkdir()
+    precious = place.root / "thesis.txt"
+    precious.write_bytes(b"precious")
+    if kind == "a link":
+        (place.root / name).symlink_to(precious)
+    elif kind == "a folder":
+        (place.root / name).mkdir()
+    else:
+        os.mkfifo(place.root / name)
+    with pytest.raises(UserError, match=rf"a file, or nothing, at {place.root / name}, but found {kind}; move"):
+        place.download()
+    assert precious.read_bytes() == b"precious"
+    assert place.server.requests == []
+
+
+def test_who_waits_for_another_download_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    place.root.mkdir()
+    holds = threading.Event()
+
+    def hold() -> None:
+        with FileLock(place.root / ".download.lock"):
+            holds.set()
+            time.sleep(0.6)
+
+    threading.Thread(target=hold).start()
+    assert holds.wait(10)
+    place.download()
+    said = "".join(capsys.readouterr().out.split())
+    assert f"Waiting for another process, which downloads into {place.root}".replace(" ", "") in said
 
 
 def test_no_server_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """HDF5 files that are not what they seem: each is refused in a sentence, by training and by prediction alike."""
 
+import errno
+import gzip
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +169,15 @@ def test_what_is_no_file_is_said_and_not_opened(kind: str, name: str, root: Path
         (root / name).symlink_to(root / "nothing")
     with pytest.raises(UserError, match=rf"Expected a file in {root / name}, but it is {kind}; mend it or remove it"):
         PCamDataModule(root, cache_dir=root.parent / "cache").packed("valid")
+
+
+def test_a_disk_that_fills_while_unpacking_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.h5.gz"
+    path.write_bytes(gzip.compress(b"x"))
+
+    def fill(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", fill)
+    with pytest.raises(UserError, match=rf"Expected room to unpack {path} into .*, but the system refused \(No space"):
+        count_inputs([path])

@@ -333,7 +333,14 @@ def test_what_may_not_be_read_is_named(what: str, tmp_path: Path) -> None:
         assert str(path) in str(raised.value)
 
     as_nobody(pack)
+    if what == "a file":
+        as_nobody(lambda: none_is_read(path))
     path.chmod(0o755)
+
+
+def none_is_read(path: Path) -> None:
+    (batch,) = read_inputs([path], 2)
+    assert "Permission denied" in batch.unreadable[0][1]
 
 
 def test_a_root_that_may_not_be_written_trains(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Patches to classify: found in folders, files and HDF5, read as a stream, refused with a reason."""
 
+import errno
 import gzip
 import os
 import tracemalloc
@@ -209,3 +210,32 @@ def test_a_named_pipe_by_the_name_of_an_hdf5_file_is_not_opened(tmp_path: Path) 
     assert count_inputs([tmp_path / "x.h5"]) == 1
     (batch,) = read_inputs([tmp_path / "x.h5"], 2)
     assert "but it is a named pipe; mend it or remove it" in batch.unreadable[0][1]
+
+
+def test_a_line_that_is_no_path_does_not_end_the_job(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png")
+    with listed_paths([bytes(image), b"n" * 6000, b"a\0b.png", bytes(tmp_path / "gone.h5")]) as listed:
+        assert count_inputs(listed) == 4
+        (batch,) = read_inputs(listed, 8)
+    assert batch.ids == [str(image)]
+    reasons = [reason for _, reason in batch.unreadable]
+    assert "there can be none (File name too long)" in reasons[0]
+    assert "there can be none (embedded null byte)" in reasons[1]
+    assert "gone.h5, but there is nothing" in reasons[2]
+
+
+def test_a_folder_that_may_not_be_looked_into_does_not_end_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")]
+    look = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "b.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    (batch,) = read_inputs(paths, 8)
+    assert batch.ids == [str(paths[0])]
+    assert batch.unreadable[0][1].endswith("b.png, but the system refused to look at it: Permission denied.")

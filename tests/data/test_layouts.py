@@ -1,6 +1,5 @@
-"""Every form is recognised, the same patches give the same store in each, and what is wrong is said in a sentence."""
+"""Every form is recognised, and what is wrong with a folder is said in a sentence."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -11,32 +10,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from lightning import Trainer
 from PIL import Image
 
 from pcam.data import PCamDataModule
-from pcam.data.layouts import FORMS, find_layout, read_image
-from pcam.data.layouts.kaggle import kaggle_labels
-from pcam.data.packed import PackedSplit
+from pcam.data.layouts import FORMS, find_layout
+from pcam.data.verify import verify
 from pcam.errors import UserError
-from pcam.models import BaselineCNN
 from pcam.options import SplitName
-from pcam.training import PatchClassifier
 from tests.conftest import REPOSITORY
 from tests.data.forms import (
-    COUNTS,
     STEM,
     WRITERS,
     Patches,
     encode,
     kaggle_id,
     noise,
-    slides_of,
     write_classes,
     write_course,
     write_kaggle,
@@ -50,196 +41,6 @@ from tests.data.forms import (
 @pytest.fixture(scope="module")
 def patches() -> Patches:
     return noise()
-
-
-@pytest.fixture(scope="module")
-def expected(patches: Patches, tmp_path_factory: pytest.TempPathFactory) -> PCamDataModule:
-    """The patches as class folders: what every other form has to give."""
-    folder = tmp_path_factory.mktemp("expected")
-    write_classes(folder / "patches", patches)
-    return PCamDataModule(folder / "patches", batch_size=8, cache_dir=folder / "cache")
-
-
-@pytest.mark.parametrize("form", WRITERS)
-def test_the_same_patches_give_the_same_batches_in_the_same_order(
-    form: str, patches: Patches, expected: PCamDataModule, tmp_path: Path
-) -> None:
-    WRITERS[form](tmp_path / "patches", patches)
-    found = PCamDataModule(tmp_path / "patches", batch_size=8, cache_dir=tmp_path / "cache")
-    splits: list[SplitName] = ["train", "valid"] if form == "course" else ["train", "valid", "test"]
-    for split in splits:
-        store = found.packed(split)
-        assert (int((store.labels == 0).sum()), int(store.labels.sum())) == COUNTS[split]
-        assert store.fingerprint == expected.packed(split).fingerprint
-    loaders = found.train_dataloader(), expected.train_dataloader()
-    for epoch in range(2):
-        for loader in loaders:
-            loader.sampler.set_epoch(epoch)
-        for batch, other in zip(*loaders, strict=True):
-            assert all(torch.equal(one, two) for one, two in zip(batch, other, strict=True))
-
-
-def test_the_same_patches_give_the_same_training(patches: Patches, expected: PCamDataModule, tmp_path: Path) -> None:
-    write_official(tmp_path / "patches", patches)
-    ends = []
-    for data in (expected, PCamDataModule(tmp_path / "patches", batch_size=8, cache_dir=tmp_path / "cache")):
-        torch.manual_seed(0)
-        classifier = PatchClassifier(BaselineCNN(dropout=0.5), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-        trainer = Trainer(
-            max_steps=8, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-            enable_model_summary=False,
-        )  # fmt: skip
-        trainer.fit(classifier, data)
-        ends.append(classifier.state_dict())
-    for name, value in ends[0].items():
-        assert torch.equal(value, ends[1][name]), name
-
-
-@pytest.mark.parametrize("form", ["official_with_meta", "official_packed", "parquet"])
-def test_ids_are_indices_and_lead_back_to_the_patch(form: str, patches: Patches, tmp_path: Path) -> None:
-    WRITERS[form](tmp_path / "patches", patches)
-    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("train")
-    images, labels = patches["train"]
-    assert sorted(store.ids()) == [f"train/{index:07d}" for index in range(len(labels))]
-    indices = [int(patch_id.removeprefix("train/")) for patch_id in store.ids()]
-    np.testing.assert_array_equal(store.patches, images[indices])
-    np.testing.assert_array_equal(store.labels, labels[indices])
-    slides = store.slides()
-    if form == "official_with_meta":
-        assert slides == [slides_of(labels)[index] for index in indices]
-    else:
-        assert slides is None
-
-
-def test_nothing_but_the_store_and_its_lock_is_left_in_the_cache(patches: Patches, tmp_path: Path) -> None:
-    write_official_packed(tmp_path / "patches", patches)
-    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("test")
-    assert {path.name for path in store.path.parent.iterdir()} == {"test-all.h5", "test-all.h5.lock"}
-
-
-def test_chunks_of_hdf5_are_read_whatever_their_size(
-    patches: Patches, expected: PCamDataModule, tmp_path: Path
-) -> None:
-    write_official(tmp_path / "patches", patches)
-    with h5py.File(tmp_path / "patches" / f"{STEM}_train_x.h5", "w") as file:
-        file.create_dataset("x", data=patches["train"][0], chunks=(7, 96, 48, 3), compression="gzip")
-    found = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache").packed("train")
-    assert found.fingerprint == expected.packed("train").fingerprint
-
-
-def test_parquet_may_hold_images_without_structs_and_labels_as_truth_values(
-    patches: Patches, expected: PCamDataModule, tmp_path: Path
-) -> None:
-    for split, (images, labels) in patches.items():
-        rows = pd.DataFrame({"image": [encode(image) for image in images], "label": labels == 1})
-        rows.to_parquet(tmp_path / f"{split}.parquet")
-    found = PCamDataModule(tmp_path, cache_dir=tmp_path / "cache").packed("train")
-    assert found.fingerprint == expected.packed("train").fingerprint
-
-
-def rows_of(store: PackedSplit) -> dict[str, int]:
-    return dict(zip(store.ids(), store.labels.tolist(), strict=True))
-
-
-MANY = noise({"train": (160, 140), "test": (3, 2)}, seed=5)
-
-
-@pytest.fixture(scope="module")
-def kaggle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kaggle's files without slides; nobody may write to it."""
-    root = tmp_path_factory.mktemp("kaggle") / "patches"
-    write_kaggle(root, MANY)
-    return root
-
-
-def link(kaggle_root: Path, root: Path) -> Path:
-    """Kaggle's files once more, for a test to change."""
-    root.mkdir()
-    for name in ("train", "test"):
-        (root / name).mkdir()
-        for path in (kaggle_root / name).iterdir():
-            (root / name / path.name).hardlink_to(path)
-    (root / "train_labels.csv").write_bytes((kaggle_root / "train_labels.csv").read_bytes())
-    return root
-
-
-def test_kaggle_gives_a_tenth_to_valid_by_a_hash_of_the_id(
-    kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    data = PCamDataModule(kaggle_root, cache_dir=tmp_path / "cache")
-    train, valid = rows_of(data.packed("train")), rows_of(data.packed("valid"))
-    images, labels = MANY["train"]
-    assert train | valid == {kaggle_id(image): label for image, label in zip(images, labels.tolist(), strict=True)}
-    assert not train.keys() & valid.keys()
-    assert 0.05 < len(valid) / (len(train) + len(valid)) < 0.16
-    assert data.packed("train").slides() is None
-    assert data.packed("train").ids() == data.packed("train").pixel_hashes()
-    assert "chosen by a seeded hash of their ids: slides are not known" in caplog.text
-
-
-def test_another_patch_on_kaggle_moves_no_patch_to_the_other_split(kaggle_root: Path, tmp_path: Path) -> None:
-    root = link(kaggle_root, tmp_path / "patches")
-    table = pd.read_csv(root / "train_labels.csv")
-    (root / "train" / f"{table['id'][0]}.tif").unlink()
-    table[1:].to_csv(root / "train_labels.csv", index=False)
-    all_of_them = PCamDataModule(kaggle_root, cache_dir=tmp_path / "cache").packed("valid").ids()
-    fewer = PCamDataModule(root, cache_dir=tmp_path / "cache").packed("valid").ids()
-    assert fewer == [patch_id for patch_id in all_of_them if patch_id != table["id"][0]]
-
-
-def slides_of_kaggle(data: PCamDataModule) -> tuple[dict[str, str], dict[str, str]]:
-    stores = data.packed("train"), data.packed("valid")
-    train, valid = (dict(zip(store.ids(), store.slides() or [], strict=True)) for store in stores)
-    return train, valid
-
-
-@pytest.mark.parametrize(("column", "encoding"), [("slide", "utf-8"), ("wsi", "utf-8"), ("slide", "utf-8-sig")])
-def test_kaggle_is_split_by_slide_if_a_csv_tells_them(
-    column: str, encoding: str, kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    root = link(kaggle_root, tmp_path / "patches")
-    ids = pd.read_csv(root / "train_labels.csv")["id"]
-    slides = {patch_id: f"slide {index % 30}" for index, patch_id in enumerate(ids)}
-    pd.DataFrame(slides.items(), columns=["id", column]).to_csv(root / "slides.csv", index=False, encoding=encoding)
-    train, valid = slides_of_kaggle(PCamDataModule(root, cache_dir=tmp_path / "cache"))
-    assert train | valid == slides
-    assert not set(train.values()) & set(valid.values())
-    assert len(valid) == 29  # three of 30 slides of ten patches, one of which has one patch less
-    assert f"chosen of whole slides, by {root}/slides.csv" in caplog.text
-
-
-@pytest.mark.parametrize("write", [write_official_with_meta, write_official_packed])
-def test_kaggle_is_split_by_slide_if_the_official_files_tell_them(
-    write: Callable[[Path, Patches], None], kaggle_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    root = link(kaggle_root, tmp_path / "patches")
-    images, labels = MANY["train"]
-    order = np.random.default_rng(0).permutation(len(labels))
-    official: Patches = {"train": (images[order], labels[order])}
-    write(root, official)
-    if write is write_official_packed:
-        write_official_with_meta(tmp_path / "meta", official)
-        (tmp_path / "meta" / f"{STEM}_train_meta.csv").rename(root / f"{STEM}_train_meta.csv")
-    train, valid = slides_of_kaggle(PCamDataModule(root, cache_dir=tmp_path / "cache"))
-    known = zip((kaggle_id(image) for image in official["train"][0]), slides_of(labels), strict=True)
-    assert train | valid == dict(reversed(list(known)))
-    assert not set(train.values()) & set(valid.values())
-    assert 30 <= len(valid) <= 40  # one of eight slides: the others would make more than a tenth
-    assert "chosen of whole slides, by the official files of train" in caplog.text
-
-
-def test_kaggle_gives_the_same_store_as_class_folders(kaggle_root: Path, tmp_path: Path) -> None:
-    found = PCamDataModule(kaggle_root, cache_dir=tmp_path / "cache")
-    splits: list[SplitName] = ["train", "valid"]
-    write_classes(
-        tmp_path / "patches", {split: (found.packed(split).patches, found.packed(split).labels) for split in splits}
-    )
-    expected = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache")
-    for split in splits:
-        assert found.packed(split).fingerprint == expected.packed(split).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -318,6 +119,21 @@ def in_parquet(column: str, value: object) -> Callable[[Path], None]:
     return write
 
 
+VALIDATION = "validation-00000-of-00001.parquet"
+IMAGE = noise()["valid"][0][0]
+
+
+def replace_parquet(**columns: list[object]) -> Callable[[Path], None]:
+    """Write the valid split anew, with some column of another kind."""
+    whole = {"image": [encode(IMAGE)] * 4, "label": [0, 1, 0, 1]} | columns
+    return lambda root: pq.write_table(pa.table(whole), root / "data" / VALIDATION)
+
+
+def two_labels(path: Path) -> None:
+    columns = [[encode(IMAGE)] * 2, [0, 1], [1, 0]]
+    pq.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], ["image", "label", "label"]), path)
+
+
 def image(pattern: str, mode: str, size: tuple[int, int]) -> Callable[[Path], None]:
     return lambda root: Image.new(mode, size).save(sorted(root.glob(pattern))[0])
 
@@ -386,6 +202,19 @@ FAULTS: list[tuple[Callable[[Path, Patches], None], Callable[[Path], None], Spli
      r"one CSV with the columns id and slide in .*, but found one\.csv, two\.csv; move all but one"),
     (write_kaggle, lambda root: pd.read_csv(root / "train_labels.csv").assign(slide="alone").drop(columns="label")
      .to_csv(root / "slides.csv"), "train", r"at least two slides in .*, but found only alone; move"),
+    (write_kaggle, text("Slides.csv", "patch,slide\n"), "train",
+     r"the columns id and slide in .*Slides\.csv, but found patch, slide; rename its columns, or move it away"),
+    (write_kaggle, several(remove("train_labels.csv"), lambda root: (root / "train_labels.csv").mkdir()), "train",
+     r"a CSV in .*train_labels\.csv, but it is a folder; mend"),
+    (write_kaggle, several(remove("train_labels.csv"), lambda root: os.mkfifo(root / "train_labels.csv")), "train",
+     r"a CSV in .*train_labels\.csv, but it is a named pipe; mend"),
+    (write_kaggle, several(remove("train_labels.csv"), lambda root: (root / "train_labels.csv").symlink_to("gone")),
+     "train", r"a CSV in .*train_labels\.csv, but it is a link to nothing; mend"),
+    (write_kaggle, lambda root: (root / "slides.csv").mkdir(), "train",
+     r"a CSV in .*slides\.csv, but it is a folder; mend"),
+    (write_kaggle, lambda root: os.mkfifo(root / "slides.csv"), "train", r"slides\.csv, but it is a named pipe; mend"),
+    (write_kaggle, text("train_labels.csv", "id,label,label\na,0,1\n"), "train",
+     r"the columns id, label in .*train_labels\.csv, but found label more than once; fetch"),
     # Folders
     (write_course, lambda root: None, "test", r"labels for the split 'test' of .* \(course folders\), but .*/test has"),
     (write_classes, lambda root: (root / "train" / "2").mkdir(), "train",
@@ -410,6 +239,26 @@ FAULTS: list[tuple[Callable[[Path, Patches], None], Callable[[Path], None], Spli
     (write_parquet, in_parquet("image", {"bytes": None, "path": None}), "valid", r"an image in row 2 of .*validation"),
     (write_parquet, in_parquet("image", {"bytes": b"no", "path": None}), "valid", r"an image in row 2 of .*validation"),
     (write_parquet, cut("data/valid*"), "valid", r"whole file in .*\.parquet, but it cannot be read"),
+    (write_parquet, replace_parquet(image=["images/0.png"] * 4), "valid",
+     r"the column image in .*validation.* to hold encoded images, .*, but found the type (large_)?string; write"),
+    (write_parquet, replace_parquet(image=[[encode(IMAGE)]] * 4), "valid",
+     r"but found the type list<element: binary>; write"),
+    (write_parquet, replace_parquet(image=[IMAGE.ravel().tolist()] * 4), "valid",
+     r"found the type list<.*: int64>; write"),
+    (write_parquet, replace_parquet(image=[{"bytes": {"content": b"a"}}] * 4), "valid",
+     r"found the type struct<bytes: struct"),
+    (write_parquet, replace_parquet(image=[{"path": "images/0.png"}] * 4), "valid",
+     r"but found the type struct<path: .*; write"),
+    (write_parquet, replace_parquet(image=[{"bytes": None, "path": "images/0.png"}] * 4), "valid",
+     r"an image in row 0 of .*validation.*, but its bytes are missing; write the content"),
+    (write_parquet, replace_parquet(label=[[0], [1], [0], [1]]), "valid",
+     r"the label of each patch in .*validation.* as a number, but found the type list<element: int64>; write 0 or 1"),
+    (write_parquet, lambda root: two_labels(root / "data" / VALIDATION), "valid",
+     r"one column label in .*validation.*, but found 2; remove or rename all but one"),
+    (write_parquet, several(remove("data/validation*"), lambda root: os.mkfifo(root / "data" / VALIDATION)), "valid",
+     r"a parquet file in .*validation.*, but it is a named pipe; mend"),
+    (write_parquet, several(remove("data/validation*"), lambda root: (root / "data" / VALIDATION).mkdir()), "valid",
+     r"a parquet file in .*validation.*, but it is a folder; mend"),
     # No form, or two forms
     (lambda root, patches: None, lambda root: None, "train",
      r"Expected PatchCamelyon in .* in one of the forms official HDF5 files \(.*\), Kaggle's files \(.*\), "
@@ -455,6 +304,21 @@ def test_where_nothing_lies_the_ways_on_are_named_ready_to_paste(tmp_path: Path)
     )
 
 
+def test_a_name_that_no_folder_can_have_and_a_link_to_itself_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("n" * 300, "loop"):
+        with pytest.raises(UserError, match=rf"at {tmp_path}/{name}, but found nothing there; set root to a folder"):
+            PCamDataModule(tmp_path / name, cache_dir=tmp_path / "cache").packed("train")
+
+
+@pytest.mark.parametrize("argument", ["root", "cache_dir"])
+def test_the_home_of_a_user_who_is_not_there_is_refused(argument: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"Expected {argument} to be a folder, but found ~nosuchuser/a, and there is no"
+    ):
+        PCamDataModule(**{"root": tmp_path, argument: Path("~nosuchuser/a")})
+
+
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"a folder with PatchCamelyon at .*file, but found a file; set root to the"):
@@ -471,45 +335,18 @@ def test_the_table_of_the_readme_lists_the_forms() -> None:
 
 
 @pytest.mark.real_data
-def test_real_patches_are_the_same_in_every_form(real_data: Path, tmp_path: Path) -> None:
-    counts: dict[SplitName, int] = {"train": 150, "valid": 60, "test": 40}
-    patches: Patches = {}
-    for split, count in counts.items():
-        files = [sorted((real_data / "pcam" / split / str(label)).iterdir())[:count] for label in (0, 1)]
-        images = np.stack([read_image(path) for several in files for path in several])
-        patches[split] = images, np.repeat(np.array([0, 1], dtype=np.uint8), count)
-    fingerprints = {}
-    for form, write in WRITERS.items():
-        write(tmp_path / form, patches)
-        data = PCamDataModule(tmp_path / form, cache_dir=tmp_path / "cache")
-        fingerprints[form] = [data.packed("train").fingerprint, data.packed("valid").fingerprint]
-    assert len({tuple(values) for values in fingerprints.values()}) == 1
-    write_kaggle(tmp_path / "kaggle", patches)
-    kaggle = PCamDataModule(tmp_path / "kaggle", cache_dir=tmp_path / "cache")
-    hashes = kaggle.packed("train").pixel_hashes() + kaggle.packed("valid").pixel_hashes()
-    assert sorted(hashes) == sorted({kaggle_id(image) for image in patches["train"][0]})
+@pytest.mark.parametrize(("folder", "found"), [("parquet_paths", "string"), ("parquet_listimg", "list<")])
+def test_parquet_of_bug_reports_is_answered(folder: str, found: str, real_data: Path, tmp_path: Path) -> None:
+    data = PCamDataModule(real_data / "cases" / folder, cache_dir=tmp_path)
+    with pytest.raises(UserError, match=rf"image in .* to hold encoded images, .*, but found the type {found}"):
+        data.packed("train")
+    assert [finding.fault is None for finding in verify(data)] == [False, False]
 
 
-@settings(max_examples=int(os.environ.get("PCAM_FUZZ_EXAMPLES", "60")), deadline=None)
-@given(
-    row=st.integers(0, 11),
-    cells=st.one_of(st.text(max_size=30), st.sampled_from(["", ",", "a,b,c", '"', "id,label", "nan,nan", "1e999,1"])),
-)
-def test_a_csv_with_any_row_is_read_or_refused_in_a_sentence(
-    row: int, cells: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("kaggle")
-    (folder / "train").mkdir()
-    lines = ["id,label", *(f"patch{index},{index % 2}" for index in range(12))]
-    for index in range(12):
-        (folder / "train" / f"patch{index}.tif").touch()
-    lines[row] = cells
-    (folder / "train_labels.csv").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
-    try:
-        sentence = f"{kaggle_labels(folder).sum()} of {folder}"
-    except UserError as error:
-        sentence = str(error)
-    assert str(folder) in sentence
+def test_control_characters_in_names_are_escaped_in_messages(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31m\n.txt").touch()
+    with pytest.raises(UserError, match=r"but found a\\x1b\[31m\\n\.txt; set root"):
+        find_layout(tmp_path)
 
 
 def test_looking_at_data_needs_no_lightning() -> None:

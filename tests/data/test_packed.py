@@ -1,14 +1,14 @@
 """A packed store is whole or not there, is built once, says when it is not what it should be, and drops repeats."""
 
+import errno
 import logging
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,58 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pcam.data import PCamDataModule, packed
-from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
+from pcam.data import locks, packed
+from pcam.data.layouts import pixel_hash
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
-from pcam.patches import PatchArray
-from tests.data.forms import noise, write_classes, write_official_with_meta
-
-IMAGES, LABELS = noise()["train"]
-
-
-@dataclass(frozen=True)
-class Rows(Portion):
-    images: PatchArray
-
-    def decode(self) -> PatchArray:
-        return self.images
-
-
-@dataclass(frozen=True, kw_only=True)
-class InMemory(Split):
-    images: PatchArray
-    before_portion: Callable[[int], object]
-
-    def portions(self, count: int) -> Iterator[Portion]:
-        for start in range(0, len(self.images), count):
-            self.before_portion(start)
-            yield Rows(self.images[start : start + count])
-
-
-@dataclass(frozen=True)
-class Files(SplitFiles):
-    split: Split
-    unpacked: bytes = b""
-
-    @contextmanager
-    def open(self, scratch: Path) -> Iterator[Split]:
-        if self.unpacked:
-            (scratch / "unpacked").write_bytes(self.unpacked)
-        yield self.split
-
-
-def files(
-    images: PatchArray = IMAGES, labels: NDArray[np.uint8] = LABELS, signature: str = "one",
-    before_portion: Callable[[int], object] = lambda start: None, unpacked: bytes = b"",
-) -> SplitFiles:  # fmt: skip
-    """Patches in memory, as a form gives them; a call before each portion can do harm."""
-    rows = range(len(images))
-    split = InMemory(
-        ids=[f"patch {row}" for row in rows], labels=labels, slides=[f"s{row}" for row in rows], images=images,
-        before_portion=before_portion,
-    )  # fmt: skip
-    return Files(signature, None, split, unpacked)
+from tests.data.memory import IMAGES, LABELS, files
 
 
 @pytest.fixture
@@ -150,6 +103,45 @@ def with_too_few_labels(path: Path) -> None:
         file["labels"] = LABELS[:5]
 
 
+def with_labels(values: NDArray[np.generic]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            del file["labels"]
+            file["labels"] = values
+
+    return harm
+
+
+def with_patches(values: NDArray[np.generic]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            del file["patches"]
+            file["patches"] = values
+
+    return harm
+
+
+def with_patches_of_elsewhere(path: Path) -> None:
+    with h5py.File(path.with_name("other.h5"), "w") as file:
+        file["patches"] = IMAGES
+    with h5py.File(path, "r+") as file:
+        del file["patches"]
+        file["patches"] = h5py.ExternalLink("other.h5", "patches")
+
+
+def with_a_number_for_a_fingerprint(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["fingerprint"] = 7
+
+
+def in_place(kind: str) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.mkdir()
+
+    return harm
+
+
 def without_patches(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["patches"]
@@ -169,8 +161,16 @@ def cut(share: float) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(b"<html>"), "file signature not found"),
         (foreign, "it has no mark 'pcam-packed', version 2"),
         (of_another_version, "it has no mark 'pcam-packed', version 2"),
-        (with_too_few_labels, r"it holds an array of shape \(41, 96, 96, 3\) for 5 labels"),
-        (without_patches, "'patches' doesn't exist"),
+        (with_too_few_labels, r"it holds an array of shape \(41, 96, 96, 3\) and type uint8 for 5 labels"),
+        (with_labels(LABELS * np.uint8(7)), "it holds the label 7"),
+        (with_labels(LABELS * 0.5), r"it holds labels as float64 of shape \(41,\)"),
+        (with_labels(LABELS.reshape(-1, 1)), r"it holds labels as uint8 of shape \(41, 1\)"),
+        (with_patches(IMAGES.astype(np.uint16)), r"it holds an array of shape \(41, 96, 96, 3\) and type uint16"),
+        (with_patches_of_elsewhere, "a link to the file 'other.h5'"),
+        (with_a_number_for_a_fingerprint, "has no attribute 'decode'"),
+        (in_place("pipe"), "it is no file"),
+        (in_place("folder"), "it is no file"),
+        (without_patches, "as 'patches' it has the keys ids, labels, sha1, slides"),
         (lambda path: path.unlink(), "No such file"),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_is_no_whole_store_is_named_and_not_used(harm: Callable[[Path], obj
     if path.exists():
         with pytest.raises(UserError, match=sentence):
             pack(files(), path, "Packing")
-        path.unlink()
+        path.rmdir() if path.is_dir() else path.unlink()
     pack(files(), path, "Packing").verify()
 
 
@@ -277,6 +277,48 @@ def test_of_two_processes_that_start_together_one_packs(path: Path, tmp_path: Pa
     PackedSplit(path).verify()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_who_waits_for_another_process_says_for_whom(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    context = multiprocessing.get_context("fork")
+    packing, go_on = context.Event(), context.Event()
+
+    def pack_slowly() -> None:
+        pack(files(before_portion=lambda start: packing.set() or go_on.wait(60)), path, "Packing")
+
+    process = in_process(pack_slowly)
+    assert packing.wait(60)
+    threading.Timer(1.0, go_on.set).start()
+    assert len(pack(files(), path, "Packing")) == len(LABELS)
+    process.join()
+    assert (
+        f"Waiting for another process, which packs {path} (number {process.pid}) and holds {path}.lock" in caplog.text
+    )
+
+
+def test_what_is_in_the_place_of_the_lock_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    precious = path.with_name("precious")
+    precious.write_text("thesis")
+    path.with_name("train.h5.lock").symlink_to(precious)
+    with pytest.raises(UserError, match=rf"Expected a file, or nothing, at {path}.lock, but found a link; move"):
+        pack(files(), path, "Packing")
+    assert precious.read_text() == "thesis"
+    path.with_name("train.h5.lock").unlink()
+    path.with_name("train.h5.lock").mkdir()
+    with pytest.raises(UserError, match=r"train.h5.lock, but found a folder; move it away"):
+        pack(files(), path, "Packing")
+
+
+def test_a_file_in_the_place_of_the_cache_is_refused(path: Path) -> None:
+    path.parent.write_text("thesis")
+    with pytest.raises(UserError, match=rf"for packed stores at {path.parent}, but found a file there; choose"):
+        pack(files(), path, "Packing")
+
+
 def test_a_patch_that_cannot_be_read_leaves_no_store_and_no_litter(path: Path) -> None:
     def fail(start: int) -> None:
         raise UserError("Expected an image in row 7, but found none.")
@@ -293,64 +335,19 @@ def test_a_full_disk_is_noticed_before_the_first_patch(path: Path, monkeypatch: 
         pack(files(before_portion=die), path, "Packing")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_disk_that_fills_while_packing_is_named(number: int, path: Path) -> None:
+    def fill(start: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match=rf"to pack into {path.parent}, but the system refused \(.*\); make"):
+        pack(files(before_portion=fill), path, "Packing")
+    assert [found.name for found in path.parent.iterdir()] == ["train.h5.lock"]
+
+
 def test_what_opening_has_unpacked_already_needs_no_room_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed: list[int] = []
     monkeypatch.setattr(packed, "_require_space", lambda folder, space: needed.append(space))
     pack(files(), path, "Packing")
     pack(files(signature="other", unpacked=bytes(1000)), path, "Packing")
     assert needed[0] - needed[1] == 1000
-
-
-def with_repeats() -> tuple[PatchArray, NDArray[np.uint8]]:
-    """Patch 0 three times; patch 1 twice and patch 2 three times with both labels."""
-    rows = np.array([0, 1, 2, *range(3, 41), 0, 0, 1, 2, 2])
-    labels = LABELS[rows]
-    labels[-3:] = 1 - labels[1], 1 - labels[2], labels[2]
-    images = IMAGES[rows]
-    images[40] = IMAGES[5]  # whose own copy of patch 0 would make a fourth
-    labels[40] = labels[5]
-    return images, labels
-
-
-def test_deduplicating_keeps_the_first_of_each_group_and_none_in_conflict(path: Path) -> None:
-    images, labels = with_repeats()
-    store = pack(files(images, labels), path, "Packing", deduplicate=True)
-    assert sorted(int(patch_id.removeprefix("patch ")) for patch_id in store.ids()) == [0, *range(3, 40)]
-    assert (store.repeats_dropped, store.conflicts_dropped) == (3, 5)
-    assert len(set(store.pixel_hashes())) == len(store) == len(store.labels) == len(store.patches)
-    store.verify()
-    rows = [0, *range(3, 40)]
-    plain = pack(files(images[rows], labels[rows]), path.with_name("plain.h5"), "Packing")
-    assert store.fingerprint == plain.fingerprint
-    assert (plain.repeats_dropped, plain.conflicts_dropped) == (0, 0)
-
-
-def test_deduplicating_is_part_of_what_a_store_is_known_by(path: Path) -> None:
-    images, labels = with_repeats()
-    lengths = [len(pack(files(images, labels), path, "Packing", deduplicate=drop)) for drop in (False, True, False)]
-    assert lengths == [46, 38, 46]
-
-
-def test_the_data_module_keeps_both_stores_and_says_what_it_dropped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    write_classes(tmp_path / "patches", noise())
-    cache = tmp_path / "cache"
-    plain = PCamDataModule(tmp_path / "patches", cache_dir=cache).packed("train")
-    for _ in range(2):  # packed, and opened
-        store = PCamDataModule(tmp_path / "patches", cache_dir=cache, deduplicate=True).packed("train")
-        assert (len(plain), len(store)) == (41, 40)
-        said = "train: kept 40 patches, dropped 1 repeats of them and 0 patches whose identical pixels carry both"
-        assert caplog.text.count(said) == 1
-        caplog.clear()
-    assert PackedSplit(plain.path).fingerprint == plain.fingerprint
-
-
-def test_slides_stay_with_their_patches_when_repeats_are_dropped(tmp_path: Path) -> None:
-    write_official_with_meta(tmp_path / "patches", noise())
-    store = PCamDataModule(tmp_path / "patches", cache_dir=tmp_path / "cache", deduplicate=True).packed("train")
-    slides = store.slides()
-    assert slides is not None
-    rows = [int(patch_id.removeprefix("train/")) for patch_id in store.ids()]
-    assert slides == [f"camelyon16_train_tumor_{row * 8 // 41:03d}" for row in rows]

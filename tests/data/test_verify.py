@@ -1,16 +1,19 @@
 """Verifying finds what is wrong, names it, and ends with exit code 1; what is right passes."""
 
 import hashlib
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from pcam.data import PCamDataModule
 from pcam.data.layouts import official
 from pcam.data.layouts.official import OFFICIAL_MD5
-from pcam.data.verify import Finding, verify
+from pcam.data.verify import Finding, findings_table, verify
 from tests.conftest import load_script
 from tests.data.forms import (
     STEM,
@@ -71,7 +74,7 @@ def test_a_missing_official_file_is_a_fault(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(official, "OFFICIAL_MD5", md5s)
     (tmp_path / f"{STEM}_test_y.h5").unlink()
     found = faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path / "cache")))
-    assert found == [f"{STEM}_test_y.h5: it is missing; fetch it with scripts/prepare_data.py download"]
+    assert found == [f"{STEM}_test_y.h5: it is missing; fetch it with pcam prepare_data download"]
 
 
 def test_the_official_table_has_each_file_packed_and_unpacked() -> None:
@@ -187,6 +190,30 @@ def test_the_script_ends_with_0_or_with_1_and_a_sentence(tmp_path: Path, capsys:
         f"first test" in said.err
     )
     assert "remove it" in said.out.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["a[/b]", "[red]m", "[bold", "a\x1b[31m"])
+def test_names_that_look_like_markup_or_move_the_cursor_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
+    root = tmp_path / name  # "a[/b]" is two folders
+    write_classes(root, PATCHES)
+    sorted((root / "valid" / "1").iterdir())[0].write_text("no image")
+    data = PCamDataModule(root, cache_dir=tmp_path / "cache")
+    data.packed("train")
+    console = Console(file=io.StringIO(), record=True, width=1000)
+    console.print(findings_table(verify(data)))
+    said = console.export_text()
+    assert f"an image in {root}".replace("\x1b", "\\x1b") in said
+    assert "\x1b" not in said
+
+
+def test_a_form_verifies_itself_whatever_stands_in_place_of_its_files(tmp_path: Path) -> None:
+    write_official(tmp_path, PATCHES)
+    path = tmp_path / f"{STEM}_valid_y.h5"
+    path.unlink()
+    os.mkfifo(path)
+    assert any(
+        "but it is a named pipe" in found for found in faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path)))
+    )
 
 
 def test_verifying_writes_nothing(tmp_path: Path) -> None:

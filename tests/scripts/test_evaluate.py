@@ -266,7 +266,8 @@ def test_the_sizes_that_patches_are_evaluated_at_can_be_chosen(
     both, alone = (predictions_of(run / "evaluation" / name) for name in ("valid", "valid_at_96"))
     assert alone.set_index("id").loc[own_size.ids, "logit"].tolist() == own_size.logits.tolist()
     assert np.abs(alone["logit"] - both["logit"]).max() > 1e-6
-    assert "random_dropout/version_0, at 96 pixels (step 2)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "random_dropout/version_0, at 96 pixels (step 2)" in " ".join(said.split())
     said = sentence(capsys, evaluate, [str(run), "--enlarged_sizes", "[160]"], 1)
     assert "that the run has batch-norm statistics for ([128]), but found [160]" in said
 

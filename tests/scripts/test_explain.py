@@ -199,6 +199,6 @@ def test_the_mean_score_over_the_symmetries_can_be_explained(run: Path, drawn: l
     assert torch.equal(attributions, explain_mean_score(trained.network, tensor)[0])
     assert [path.name for path in (run / "evaluation").iterdir()] == ["valid_tta"]
     store = trained.data.packed("valid")
-    shares = centre_share(explain_mean_score(trained.network, store[np.arange(len(store))].patches)[0])
+    shares = centre_share(explain_mean_score(trained.network, store[np.arange(len(store))].patches)[0]).numpy()
     record = json.loads((run / "evaluation" / "valid_tta" / "explanation.json").read_text())
     assert record["centre_share"]["tumour"]["mean"] == pytest.approx(shares[store.labels == 1].mean(), abs=1e-6)

@@ -155,13 +155,13 @@ def test_sigterm_leaves_what_was_there_and_nothing_half_written(
 ) -> None:
     output = tmp_path / "out" / "scores.csv"
     output.parent.mkdir()
-    output.write_text("of yesterday")
+    output.write_text("id,logit,score\nof yesterday,0,0.5\n")
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Image, "open", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     said = sentence(capsys, predict, [str(run), "--input", str(folder), "--output", str(output)], 128 + signal.SIGTERM)
     assert said.endswith("Stopped.")
     assert [path.name for path in output.parent.iterdir()] == ["scores.csv"]
-    assert output.read_text() == "of yesterday"
+    assert output.read_text() == "id,logit,score\nof yesterday,0,0.5\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -257,17 +257,17 @@ def test_a_failure_before_the_end_leaves_what_was_there(
 ) -> None:
     def fail(paths: list[Path], batch_size: int):
         yield next(read_inputs(paths, batch_size))
-        assert output.read_text() == "of yesterday"  # what is not whole is not seen
+        assert output.read_text() == "id,logit,score\nof yesterday,0,0.5\n"  # what is not whole is not seen
         raise RuntimeError("the disk is gone")
 
     read_inputs = patch_scores.read_inputs
     monkeypatch.setattr(patch_scores, "read_inputs", fail)
     output = tmp_path / "made" / "scores.csv"
     output.parent.mkdir()
-    output.write_text("of yesterday")
+    output.write_text("id,logit,score\nof yesterday,0,0.5\n")
     with pytest.raises(RuntimeError, match="the disk is gone"):
         predict([str(run), "--input", str(folder), "--output", str(output), "--batch_size", "4"])
-    assert output.read_text() == "of yesterday"
+    assert output.read_text() == "id,logit,score\nof yesterday,0,0.5\n"
     assert [path.name for path in output.parent.iterdir()] == ["scores.csv"]
 
 
@@ -290,7 +290,7 @@ def test_a_network_that_has_diverged_is_said_and_nothing_written(
         (["--submission", "--tile"], "--submission or --tile, but found both"),
         (["--mpp", "0.5"], "--mpp with --tile only"),
         (["--tile", "--output", "scores.png"], "found scores.png; rename it"),
-        (["--tile", "--output", "image.tif"], "image.tif and its picture image.png would replace image.png; rename it"),
+        (["--tile", "--output", "image.tif"], "image.png is image.png or lies among its images; choose"),
         (["--tile", "--input", "a.png", "b.png"], "one image with --tile, but found 2 paths"),
         (["--output", "."], "Expected to write a file ., but found a folder there"),
         (["--input", "nowhere"], "found nothing at nowhere; correct --input"),

@@ -3,6 +3,7 @@
 `pcam.data.layouts.form` says what a form is and how to add one.
 """
 
+import errno
 from pathlib import Path
 from typing import Final
 
@@ -45,7 +46,13 @@ def find_layout(root: Path) -> Layout:
     Raises:
         UserError: If `root` is missing, is no folder, or holds no form that is known, or more than one.
     """
-    if not root.exists():
+    try:
+        found_there = root.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        found_there = False
+    if not found_there:
         raise UserError(f"Expected a folder with PatchCamelyon at {root}, but found nothing there; {_OTHER_WAYS}.")
     if not root.is_dir():
         raise UserError(

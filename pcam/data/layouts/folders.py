@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pcam.data.layouts.files import signature
+from pcam.data.files import signature
 from pcam.data.layouts.form import Form, Split, SplitFiles
 from pcam.data.layouts.images import ImageSplit, image_files, is_image
 from pcam.data.layouts.tables import listed

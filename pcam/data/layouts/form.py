@@ -208,5 +208,5 @@ class Layout:
             )
         raise UserError(
             f"Expected a split '{name}' in {self.root} ({self.form.name}), but found only {', '.join(self.splits)}; "
-            f"add it, or choose another folder with --data.root."
+            f"add it, or set root to another folder (--data.root DIR)."
         )

@@ -20,7 +20,7 @@ import rich.progress
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from pcam.data.layouts.files import require_file, unreadable
+from pcam.data.files import NO_ROOM, require_file, unreadable
 from pcam.errors import UserError
 
 
@@ -168,3 +168,10 @@ def _unpack(path: Path, unpacked: Path) -> None:
             shutil.copyfileobj(stream, file, 1 << 20)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise unreadable(path, error) from error
+    except OSError as error:  # of writing, which does not say where
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"Expected room to unpack {path} into {unpacked.parent}, but the system refused ({error.strerror}); make "
+            f"room, or unpack the file yourself."
+        ) from error

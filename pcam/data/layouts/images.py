@@ -5,6 +5,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from pcam.data.layouts.files import require_file
+from pcam.data.files import require_file
 from pcam.data.layouts.form import Portion, Split
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray
@@ -183,14 +184,15 @@ def _why_not(source: Path | io.BytesIO, error: Exception) -> str:
 
 def _compression(source: Path | io.BytesIO) -> int:
     """Read the number of a TIFF's compression; 0 if it is not to be found."""
-    content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
     try:
-        directory = ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])
-        stream = io.BytesIO(content)
-        stream.seek(directory.next)
-        directory.load(stream)
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+            stream.seek(0)
+            start = stream.read(8)
+            directory = ImageFileDirectory_v2(start + stream.read(8) if start[2] == 43 else start)
+            stream.seek(directory.next)
+            directory.load(stream)
         return int(directory.get(Base.Compression, 0))
-    except Exception:  # as in `decode_image`
+    except Exception:  # as in `decode_image`, and of damage that is in the tags themselves
         return 0
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pcam.data.layouts.files import signature
+from pcam.data.files import require_file, signature
 from pcam.data.layouts.findings import Finding, balance, first_fault
 from pcam.data.layouts.folders import unlabelled_folder
 from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
 from pcam.data.layouts.images import ImageFiles, ImageSplit, image_files, is_image, pixel_hash, read_image
 from pcam.data.layouts.official import find_official, official_file, official_meta
-from pcam.data.layouts.tables import checked_ids, checked_labels, listed, read_csv
+from pcam.data.layouts.tables import checked_ids, checked_labels, csv_columns, listed, read_csv
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import UserError
 from pcam.options import SplitName
@@ -40,7 +40,7 @@ class Kaggle(Form):
 
     def splits(self, root: Path) -> Sequence[SplitName]:
         """Look for the table of labels."""
-        return ["train", "valid"] if (root / "train_labels.csv").exists() else []
+        return ["train", "valid"] if os.path.lexists(root / "train_labels.csv") else []
 
     def find(self, root: Path, split: SplitName) -> SplitFiles:
         """Find the patches of both splits, and all that decides which of the two a patch is in."""
@@ -56,7 +56,7 @@ class Kaggle(Form):
             )
         note = f"A tenth of the labelled patches in {root} makes the split 'valid', chosen {how}."
         tables = [path for path in (root / "train_labels.csv", table) if path is not None]
-        own = signature([*((path.name, path.stat()) for path in tables), *_files(root)])
+        own = signature([*((path.name, require_file(path, "a CSV")) for path in tables), *_files(root)])
         whole = f"{own} {official.signature if official else None}"
         return _KaggleFiles(whole, note if split == "valid" else None, root, split)  # the note once for both splits
 
@@ -186,13 +186,22 @@ def _slides(root: Path, ids: pd.Index, scratch: Path) -> pd.Series | None:
 
 
 def _slide_table(root: Path) -> Path | None:
-    """Find the CSV with the columns `id` and `slide` or `wsi`."""
+    """Find the CSV with the columns `id` and `slide` or `wsi`.
+
+    A CSV that is one by its name has to have them: if it were passed over, both splits would have patches of one slide.
+    """
     tables = []
     for path in sorted(root.glob("*.csv")):
-        with path.open(encoding="utf-8-sig", errors="replace") as file:  # a spreadsheet's CSV may begin with a mark
-            columns = {name.strip(' "\r\n') for name in file.readline().split(",")}
-        if "id" in columns and columns & {"slide", "wsi"}:
-            tables.append(path)
+        named = "slide" in path.name.lower()
+        if path.is_file() or named:
+            columns = set(csv_columns(path)[0])
+            if "id" in columns and columns & {"slide", "wsi"}:
+                tables.append(path)
+            elif named:
+                raise UserError(
+                    f"Expected the columns id and slide in {path}, but found {listed(columns)}; rename its columns, or "
+                    f"move it away to choose by id."
+                )
     if len(tables) > 1:
         raise UserError(
             f"Expected one CSV with the columns id and slide in {root}, but found "

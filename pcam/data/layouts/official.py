@@ -14,7 +14,7 @@ import rich.progress
 from rich.markup import escape
 
 from pcam.data.download import OFFICIAL_FILES
-from pcam.data.layouts.files import require_file, signature
+from pcam.data.files import require_file, signature
 from pcam.data.layouts.findings import Finding
 from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
 from pcam.data.layouts.hdf5 import open_array, read_rows
@@ -70,7 +70,7 @@ class Official(Form):
                 path = official_file(root, split, part)
                 if path is None:
                     name = f"camelyonpatch_level_2_split_{split}_{part}.h5"
-                    yield Finding(name, "nothing", "it is missing; fetch it with scripts/prepare_data.py download")
+                    yield Finding(name, "nothing", "it is missing; fetch it with pcam prepare_data download")
                 else:
                     try:
                         require_file(path)
@@ -191,7 +191,7 @@ def find_official(root: Path, split: SplitName) -> OfficialFiles:
     if x is None or y is None:
         raise UserError(
             f"Expected both camelyonpatch_level_2_split_{split}_x.h5 and ..._y.h5 (or .h5.gz) in {root}, but found no "
-            f"{'patches (x)' if x is None else 'labels (y)'}; fetch them with scripts/prepare_data.py download."
+            f"{'patches (x)' if x is None else 'labels (y)'}; fetch them with pcam prepare_data download."
         )
     files = [path for path in (x, y, meta) if path is not None]
     return OfficialFiles(signature((path.name, require_file(path)) for path in files), None, split, x, y, meta)

@@ -12,19 +12,28 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pcam.data.layouts.files import signature, unreadable
+from pcam.data.files import require_file, signature, unreadable
 from pcam.data.layouts.form import Form, Portion, Split, SplitFiles
 from pcam.data.layouts.images import decode_image
 from pcam.data.layouts.tables import checked_labels, listed
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchArray
+from pcam.terminal import printable
 
 SPLITS: Final[dict[str, SplitName]] = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test",
 }  # fmt: skip
 """The split that a file belongs to, by the first word of its name."""
+
+
+LABEL_TYPES: Final = (
+    pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string,
+    pa.types.is_null,
+)  # fmt: skip
+IMAGE_TYPES: Final = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_null)
 
 
 class Parquet(Form):
@@ -49,7 +58,7 @@ class Parquet(Form):
                 f"Expected {int(parts[1])} files of the split '{split}' in {paths[0].parent}, as the name "
                 f"{paths[0].name} says, but found {len(paths)}; fetch the others."
             )
-        names = ((path.relative_to(root).as_posix(), path.stat()) for path in paths)
+        names = ((path.relative_to(root).as_posix(), require_file(path, "a parquet file")) for path in paths)
         return _ParquetFiles(signature(names), None, split, paths)
 
 
@@ -100,8 +109,15 @@ class _Rows(Portion):
     first: int
 
     def decode(self) -> PatchArray:
-        rows = enumerate(self.images, self.first)
-        return np.stack([decode_image(io.BytesIO(image or b""), f"row {row} of {self.path}") for row, image in rows])
+        return np.stack([self._decode(image, row) for row, image in enumerate(self.images, self.first)])
+
+    def _decode(self, image: bytes | None, row: int) -> NDArray[np.uint8]:
+        if image is None:
+            raise UserError(
+                f"Expected an image in row {row} of {self.path}, but its bytes are missing; write the content of each "
+                f"image file into the column image, as a path alone leads nowhere on another machine."
+            )
+        return decode_image(io.BytesIO(image), f"row {row} of {self.path}")
 
 
 def _paths(root: Path) -> dict[SplitName, list[Path]]:
@@ -116,12 +132,30 @@ def _paths(root: Path) -> dict[SplitName, list[Path]]:
 def _read_labels(path: Path) -> pd.Series:
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if not {"image", "label"} <= set(names):
-                raise UserError(
-                    f"Expected the columns image and label in {path}, but found {listed(names)}; rename them."
-                )
+            _check_columns(file.schema_arrow, path)
             labels: pd.Series = file.read(["label"])["label"].to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
     return labels
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    names: list[str] = schema.names
+    if not {"image", "label"} <= set(names):
+        raise UserError(f"Expected the columns image and label in {path}, but found {listed(names)}; rename them.")
+    for name in ("image", "label"):
+        if names.count(name) > 1:
+            raise UserError(
+                f"Expected one column {name} in {path}, but found {names.count(name)}; remove or rename all but one."
+            )
+    label, image = schema.field("label").type, schema.field("image").type
+    if not any(is_kind(label) for is_kind in LABEL_TYPES):
+        raise UserError(
+            f"Expected the label of each patch in {path} as a number, but found the type {label}; write 0 or 1."
+        )
+    content = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if not any(is_kind(content) for is_kind in IMAGE_TYPES):
+        raise UserError(
+            f"Expected the column image in {path} to hold encoded images, or structs that hold them as bytes, but "
+            f"found the type {printable(str(image))}; write the content of each image file into it."
+        )

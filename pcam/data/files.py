@@ -1,12 +1,17 @@
-"""What every form asks of files: whether they changed, and the sentence for one that cannot be read."""
+"""What is asked of files before they are opened, and the sentence for one that cannot be read."""
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from pcam.errors import UserError
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The errors of a disk that is full, a quota that is used up, and a file that is larger than the system allows."""
 
 
 def signature(files: Iterable[tuple[str, os.stat_result]]) -> str:
@@ -51,9 +56,28 @@ def require_file(path: Path, what: str = "a file") -> os.stat_result:
     else:
         if stat.S_ISREG(status.st_mode):
             return status
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        found = f"it is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}"
+        found = f"it is {_kind(status)}"
     raise UserError(f"Expected {what} in {path}, but {found}; mend it or remove it.")
+
+
+def require_place(path: Path) -> None:
+    """Look whether a file can be written somewhere without harm to anything else.
+
+    Args:
+        path: Where it is to be written, or written on.
+
+    Raises:
+        UserError: If a link is there, whose target would be written to, or a folder, a named pipe or a device.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise UserError(
+            f"Expected a file, or nothing, at {path}, but found {_kind(path.lstat())}; move it away, or remove it."
+        )
+
+
+def _kind(status: os.stat_result) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "a device")
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
