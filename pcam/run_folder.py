@@ -32,6 +32,13 @@ class RunFolder:
 
     Args:
         path: The folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pcam
+        >>> run = pcam.RunFolder(Path("lightning_logs/demo/version_3"))
+        >>> run.number, run.metrics.name, run.evaluation("valid").as_posix()
+        (3, 'metrics.csv', 'lightning_logs/demo/version_3/evaluation/valid')
     """
 
     path: Path

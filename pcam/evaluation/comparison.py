@@ -108,6 +108,16 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
     Raises:
         UserError: If the two are not of the same patches.
 
+    Example:
+        >>> import numpy as np
+        >>> import pcam
+        >>> ids, labels = ["a", "b", "c", "d", "e", "f"], np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
+        >>> good = pcam.Predictions(ids, labels, np.array([-3, -2, -1, 1, 2, 3], dtype=np.float32), groups=ids)
+        >>> poor = pcam.Predictions(ids, labels, np.array([-1, 2, -3, 1, -2, 3], dtype=np.float32), groups=ids)
+        >>> comparison = pcam.compare(good, poor)
+        >>> round(comparison.first.value, 3), round(comparison.second.value, 3), round(comparison.difference.value, 3)
+        (1.0, 0.667, 0.333)
+
     Source: DeLong et al. 1988, "Comparing the areas under two or more correlated receiver operating characteristic
     curves"; for slides Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data".
     """

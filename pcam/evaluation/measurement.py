@@ -26,6 +26,14 @@ class Choices:
             where the sensitivity is at least 0.95 and the specificity as large as possible; "specificity_95", the
             other way round. Only "0.5" if the valid split has a single class.
 
+    Example:
+        >>> import numpy as np
+        >>> import pcam
+        >>> ids, labels = ["a", "b", "c", "d"], np.array([0, 0, 1, 1], dtype=np.uint8)
+        >>> valid = pcam.Predictions(ids, labels, np.array([-2, 1, -1, 3], dtype=np.float32), groups=ids)
+        >>> pcam.Choices.on(valid).thresholds["0.5"]  # a score of 0.5 is a logit of 0
+        0.0
+
     Source: Youden 1950, "Index for rating diagnostic tests".
     """
 
@@ -119,6 +127,15 @@ def measure(predictions: Predictions, choices: Choices) -> Measurement:
 
     Returns:
         The metrics.
+
+    Example:
+        >>> import numpy as np
+        >>> import pcam
+        >>> ids, labels = ["a", "b", "c", "d"], np.array([0, 0, 1, 1], dtype=np.uint8)
+        >>> valid = pcam.Predictions(ids, labels, np.array([-2, 1, -1, 3], dtype=np.float32), groups=ids)
+        >>> measured = pcam.measure(valid, pcam.Choices.on(valid))
+        >>> measured.metrics["auroc"].value, measured.metrics["accuracy"].value
+        (0.75, 0.5)
     """
     labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
     losses, squares = cross_entropy(labels, logits), (predictions.scores - labels) ** 2

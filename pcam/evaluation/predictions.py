@@ -34,6 +34,18 @@ class Predictions:
         groups: The group of identical patches that each patch belongs to. As the data name it, this is the SHA-1 of
             the patch's pixels in hexadecimal.
         slides: The slide of each patch, empty where it is not known; None if no slide is known.
+
+    Example:
+        >>> import numpy as np
+        >>> import pcam
+        >>> predictions = pcam.Predictions(
+        ...     ids=["a.png", "b.png"],
+        ...     labels=np.array([0, 1], dtype=np.uint8),
+        ...     logits=np.array([-2.0, 0.0], dtype=np.float32),
+        ...     groups=["a", "b"],
+        ... )
+        >>> predictions.scores.round(3)
+        array([0.119, 0.5  ])
     """
 
     ids: list[str]

@@ -20,6 +20,12 @@ class BaselineCNN(nn.Module):
         normalization: How pixel values enter: "unit", scaled to the range [0, 1], as published; or "imagenet", with the
             mean and standard deviation of ImageNet's photos.
 
+    Example:
+        >>> import torch
+        >>> import pcam
+        >>> pcam.BaselineCNN()(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).shape
+        torch.Size([2])
+
     Source: TU/e course 8P361, assignment 3; the initialisation Glorot and Bengio 2010.
     """
 

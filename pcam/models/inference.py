@@ -27,6 +27,11 @@ class EvaluationSettings:
         reestimate_bn: Whether batch norm's running statistics are estimated again, on un-augmented training patches.
         enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network was
             trained with; None is all of them.
+
+    Example:
+        >>> from pcam.models.inference import EvaluationSettings
+        >>> EvaluationSettings(tta=True, precision="bf16-mixed").suffix
+        '_tta_bf16'
     """
 
     tta: bool = False

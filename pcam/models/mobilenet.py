@@ -39,6 +39,12 @@ class MobileNetV2(nn.Module):
             as much longer as the areas are larger, 2.8 times with 128. Batch norm has statistics of its own for each
             size, which are estimated before each validation (`pcam.training.EnlargedStatistics`).
 
+    Example:
+        >>> import pcam
+        >>> network = pcam.MobileNetV2(weights=None, dropout=0.2)
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        2225153
+
     Source: Sandler et al. 2018, "MobileNetV2: inverted residuals and linear bottlenecks".
     """
 

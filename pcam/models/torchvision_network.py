@@ -27,6 +27,13 @@ class TorchvisionNetwork(nn.Module):
             the place of the network's own dropout there.
         normalization: How pixel values enter: "imagenet" (the mean and standard deviation that torchvision's weights
             were trained with) or "unit" (scaled to the range [0, 1]).
+
+    Example:
+        >>> import torch
+        >>> import pcam
+        >>> network = pcam.TorchvisionNetwork("resnet18", weights=None).eval()
+        >>> network(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).shape
+        torch.Size([2])
     """
 
     def __init__(

@@ -95,6 +95,15 @@ class PatchClassifier(LightningModule):
         optimizer: Makes the optimizer of the parameters that train.
         scheduler: Makes the learning-rate scheduler of the optimizer; it steps after each batch. Null keeps the
             learning rate constant.
+
+    Example:
+        >>> import torch
+        >>> import pcam
+        >>> classifier = pcam.PatchClassifier(
+        ...     pcam.BaselineCNN(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01)
+        ... )
+        >>> classifier.evaluate(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).shape
+        torch.Size([2])
     """
 
     def __init__(
