@@ -34,7 +34,8 @@ def export(
 ) -> Path:
     """Write a classifier as one file, and beside it a model card in Markdown and JSON.
 
-    The file is kept only if its scores of up to 1,000 patches of the valid split are those of the checkpoint.
+    The file is kept only if its scores of up to 1,000 patches of the valid split (125 with --tta) are those of the
+    checkpoint.
 
     Args:
         run: The run folder.
