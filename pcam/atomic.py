@@ -93,12 +93,22 @@ def make_folder(folder: Path, purpose: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def expanded(path: Path | str) -> Path:
-    """Replace ~ by the user's home folder; ~name stays as it is where there is no such user."""
+def expanded(path: Path | str, argument: str) -> Path:
+    """Replace ~ by the user's home folder.
+
+    Args:
+        path: A path that a user gave.
+        argument: The name of the argument, for the message.
+
+    Raises:
+        UserError: If it names the home folder of a user who is not there.
+    """
     try:
         return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    except RuntimeError as error:
+        raise UserError(
+            f"Expected {argument} to be a path, but found {path}, and there is no such user; write the whole path."
+        ) from error
 
 
 def is_stream(path: Path) -> bool:

@@ -3,7 +3,9 @@
 import argparse
 import functools
 import importlib
+import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -45,7 +47,9 @@ class TrainingParser(Parser, LightningArgumentParser):
             names = [name for name, value in vars(importlib.import_module(missing[1])).items() if isclass(value)]
             near = get_close_matches(missing[2], names, n=3, cutoff=0.4)
             similar = ", ".join(f"{missing[1]}.{name}" for name in near) or "none"
-            message = f"Expected a class of {missing[1]}, but it has no {missing[2]}; similar names: {similar}."
+            message = (
+                f"Expected a class, but found {missing[1]}.{missing[2]}, which is not there; similar names: {similar}."
+            )
         super().error(message, ex)
 
 
@@ -147,6 +151,23 @@ class PCamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; it records into a run folder, except in a `fast_dev_run`."""
+        try:
+            options = self._recording_options()
+            try:
+                return super().instantiate_trainer(**kwargs, **options)
+            except Exception as error:  # Lightning raises many kinds for values of the right type that it cannot use
+                raise _refused(error) from error
+        except BaseException:
+            self.remove_untrained_run()
+            raise
+
+    def remove_untrained_run(self) -> None:
+        """Remove the folder of a new run that no step was taken in: it would be in the way of the next."""
+        if self.run is not None and self.is_new and not self.run.checkpoints.exists():
+            shutil.rmtree(self.run.path, ignore_errors=True)
+
+    def _recording_options(self) -> dict[str, Any]:
+        """Make what the trainer records with; its callbacks become the trainer's defaults."""
         progress: list[Callback] = [ProgressBar()] if self.config.trainer.enable_progress_bar is not False else []
         if self.config.trainer.fast_dev_run:
             options: dict[str, Any] = {"use_distributed_sampler": False, "logger": False}
@@ -157,10 +178,7 @@ class PCamCLI(LightningCLI):
             callbacks = options.pop("callbacks")
             options["plugins"] += self._plugins()
         self.trainer_defaults["callbacks"] = callbacks
-        try:
-            return super().instantiate_trainer(**kwargs, **options)
-        except Exception as error:  # Lightning raises many kinds for values of the right type that it cannot use
-            raise _refused(error) from error
+        return options
 
     def _recording(self, callbacks: list[Callback]) -> Recording:
         """Make what records into the run folder, which comes into being here unless it is there."""
@@ -295,14 +313,19 @@ _WEIGHTS_OPTIONS: Final = ("--model.network.weights", "--model.network.init_args
 
 def _make_absolute(config: Any) -> None:
     """Make paths absolute, so that the saved config works from any folder."""
-    config.data.root = expanded(config.data.root).resolve()
+    config.data.root = _resolved(config.data.root, "data.root")
     if config.data.cache_dir is not None:
-        config.data.cache_dir = expanded(config.data.cache_dir).resolve()
-    config.runs_dir = expanded(config.runs_dir)
+        config.data.cache_dir = _resolved(config.data.cache_dir, "data.cache_dir")
+    config.runs_dir = expanded(config.runs_dir, "runs_dir")
     init_args: Mapping[str, Any] = config.model.network.get("init_args") or {}
     weights = init_args.get("weights")
     if weights is not None and Path(weights).is_file():
         config.model.network.init_args["weights"] = str(Path(weights).resolve())
+
+
+def _resolved(path: Path, argument: str) -> Path:
+    """Make a path absolute, through links; where links go in a circle it stays one, which `Path.resolve` refuses."""
+    return Path(os.path.realpath(expanded(path, argument)))
 
 
 def _refused(error: Exception) -> UserError:

@@ -3,12 +3,16 @@
 Imports nothing that takes time, so that `--help` and a wrong option answer at once.
 """
 
+import errno
 import functools
 import inspect
+import os
 import signal
 import sys
+import threading
 from argparse import HelpFormatter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
@@ -36,8 +40,9 @@ class Main(Protocol):
 def front_door(main: Main) -> Main:
     """Turn whatever can end a command into its exit code and one sentence.
 
-    The exit code is 1 for a `UserError`, 2 for a `ConfigError` and for a wrong command line, 130 after Ctrl-C and 143
-    after SIGTERM. A bug keeps its traceback.
+    The exit code is 1 for a `UserError`, 2 for a `ConfigError` and for a wrong command line, and 128 plus the signal's
+    number after a signal: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a closed terminal). A bug keeps its
+    traceback.
 
     Args:
         main: The main function of a command.
@@ -49,32 +54,78 @@ def front_door(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(args: Arguments = None) -> None:
         keep_freed_memory()
-        before = signal.signal(signal.SIGTERM, _stop)
-        try:
-            main(args)
-        except ConfigError as error:
-            leave(str(error), 2)
-        except UserError as error:
-            leave(str(error), 1)
-        except StoppedError as error:
-            leave(str(error), 128 + error.signal_number)
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            leave(
-                f"Expected to read or write {error.filename or 'a file'}, but the system refused: {error.strerror}.", 1
-            )
-        except KeyboardInterrupt:
-            leave("Interrupted.", 128 + signal.SIGINT)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with _signals() as received:
+            try:
+                _check_working_directory()
+                main(args)
+            except StoppedError as error:
+                leave(str(error), 128 + error.signal_number)
+            except KeyboardInterrupt:
+                leave("Interrupted.", 128 + signal.SIGINT)
+            except Exception as error:
+                if received:  # a library has made another error of the one that the signal raised
+                    leave("Stopped.", 128 + received[0])
+                _answer(error)
 
     return guarded
 
 
-def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
-    """End by an exception, as Ctrl-C does, so that what is half written is cleared away."""
-    raise StoppedError(signal_number, "Stopped.")
+def _answer(error: Exception) -> NoReturn:
+    """End with the sentence of an error that the user can mend; raise a bug again, with its traceback."""
+    if isinstance(error, UserError):
+        leave(str(error), 2 if isinstance(error, ConfigError) else 1)
+    if isinstance(error, OSError) and error.errno in {*REFUSALS, errno.ENAMETOOLONG}:
+        leave(f"Expected to read or write {error.filename or 'a file'}, but the system refused: {error.strerror}.", 1)
+    raise error
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError(
+            "Expected to be started in a folder, but found that the working directory has been deleted; change to "
+            "another with cd."
+        ) from error
+
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a command to end: Ctrl-C, `kill` and a closed terminal."""
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """End by a `StoppedError` when a signal comes, so that what is half written is cleared away.
+
+    A signal that is ignored stays so, as nohup leaves SIGHUP. Python swallows exceptions in some places, such as
+    `__del__`; there the signal is sent again a moment later.
+
+    Yields:
+        The signals that have come.
+    """
+    received: list[int] = []
+
+    def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+        received.append(signal_number)
+        raise StoppedError(signal_number, "Interrupted." if signal_number == signal.SIGINT else "Stopped.")
+
+    def unraisable(found: "sys.UnraisableHookArgs") -> None:
+        if isinstance(found.exc_value, StoppedError):
+            threading.Timer(0.05, os.kill, [os.getpid(), found.exc_value.signal_number]).start()
+        else:
+            hook(found)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, stop)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 def program() -> str:

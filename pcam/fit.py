@@ -9,6 +9,7 @@ from pcam.cli import PCamCLI
 from pcam.errors import UserError
 from pcam.models.inference import bfloat16_warning
 from pcam.trained import load_weights
+from pcam.training.whole_checkpoint import check_whole
 
 
 def fit(cli: PCamCLI) -> None:
@@ -17,26 +18,31 @@ def fit(cli: PCamCLI) -> None:
     Args:
         cli: The parts, built.
     """
-    checkpoint = cli.resume_checkpoint
-    if checkpoint is not None:
-        load_weights(cli.model.network, checkpoint, "the network of this command line")
-    trained = sum(weight.numel() for weight in cli.model.parameters() if weight.requires_grad)
-    frozen = sum(weight.numel() for weight in cli.model.parameters()) - trained
-    rank_zero_info(f"{type(cli.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen.")
-    _warn_of_precision(cli)
-    if cli.config.compile:
-        _compile(cli)
     try:
+        checkpoint = cli.resume_checkpoint
+        if checkpoint is not None:
+            assert cli.record is not None
+            load_weights(cli.model.network, checkpoint, "the network of this command line")
+            check_whole(checkpoint, cli.model, cli.trainer, cli.record.callbacks)
+        trained = sum(weight.numel() for weight in cli.model.parameters() if weight.requires_grad)
+        frozen = sum(weight.numel() for weight in cli.model.parameters()) - trained
+        rank_zero_info(
+            f"{type(cli.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen; on "
+            f"{cli.trainer.strategy.root_device}, precision {cli.trainer.precision}."
+        )
+        _warn_of_precision(cli)
+        if cli.config.compile:
+            _compile(cli)
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        if cli.trainer.global_step == 0:
+            raise UserError(
+                "Expected training to take at least one step, but its options end it before the first; raise "
+                "trainer.limit_train_batches, trainer.max_time or what else ends it."
+            )
     except BaseException:
-        _remove_if_nothing_was_trained(cli)
+        if cli.trainer.global_step == 0:
+            cli.remove_untrained_run()
         raise
-
-
-def _remove_if_nothing_was_trained(cli: PCamCLI) -> None:
-    """Remove the folder of a run that was refused before its first step: it would be in the way of the next."""
-    if cli.run is not None and cli.is_new and cli.trainer.global_step == 0 and not cli.run.checkpoints.exists():
-        shutil.rmtree(cli.run.path, ignore_errors=True)
 
 
 def _warn_of_precision(cli: PCamCLI) -> None:

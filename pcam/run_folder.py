@@ -138,14 +138,20 @@ class RunFolder:
         if not path.is_file():
             last = self.checkpoints / "last.ckpt"
             if name == "previous":
-                why, advice = "the run has written only one", "use --resume_from last"
+                why, advice = "the run has written only one", "take the last one"
             elif last.is_file():
-                why, advice = "the run ended before its first validation", f"go on with pcam train --resume {self.path}"
+                why = "the run has had no validation yet, or the file was removed"
+                advice = f"{self.how_to_resume}, or take the last checkpoint with --checkpoint last"
             else:
-                why = "the run ended before its first validation and has no other"
+                why = "the run ended before its first checkpoint, or the files were removed"
                 advice = f"train it again with pcam train --config {self.config}"
             raise UserError(f"Expected a checkpoint {path}, but there is none: {why}; {advice}.")
         return path
+
+    @property
+    def how_to_resume(self) -> str:
+        """The advice for a run that was interrupted."""
+        return f"go on with pcam train --resume {self.path}"
 
     def evaluation(self, split: SplitName) -> Path:
         """The folder for what evaluating on a split gives."""
@@ -158,16 +164,13 @@ class RunFolder:
             UserError: If it is damaged.
         """
         path = self.path / "environment.json"
-        if not path.exists():
-            return {}
-        try:
-            environment = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            environment = error
-        if not isinstance(environment, dict) or not isinstance(environment.get("data_fingerprints", {}), dict):
+        environment = read_json(path, "training") if path.exists() else {}
+        fingerprints = environment.get("data_fingerprints", {})
+        sound = isinstance(fingerprints, dict) and all(isinstance(value, str) for value in fingerprints.values())
+        if not sound or not isinstance(environment.get("earlier_data_fingerprints", []), list):
             raise UserError(
-                f"Expected {path} as training wrote it, in JSON with the fingerprints of the data, but found something "
-                f"else; bring it back, or move it away, and the patches that the run was trained on are not known."
+                f"Expected the fingerprints of the data in {path}, as training wrote it, but found something else; "
+                f"bring it back, or move it away, and the patches that the run was trained on are not known."
             )
         return environment
 
@@ -199,6 +202,31 @@ class RunFolder:
             temporary.write_text(json.dumps(environment, indent=2) + "\n")
 
 
+def read_json(path: Path, writer: str) -> dict[str, Any]:
+    """Read a JSON file of a run folder.
+
+    Args:
+        path: The file.
+        writer: What wrote it, as a message says it: "training".
+
+    Returns:
+        Its keys and values.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        contents = None
+    if not isinstance(contents, dict):
+        raise UserError(
+            f"Expected a JSON file as {writer} wrote it at {path}, but found something else; bring it back, or move it "
+            f"away and run {writer} again."
+        )
+    return contents
+
+
 def is_folder_name(name: str) -> bool:
     """Whether a name can be that of one folder: no path, no control characters, and no longer than a name may be."""
     printable = not any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name)
@@ -214,12 +242,12 @@ def are_seeds(runs: Sequence[RunFolder]) -> bool:
     Returns:
         False for a single run.
     """
-    configs = [yaml.safe_load(run.config.read_text()) for run in runs]
-    seeds = {config["seed_everything"] for config in configs}
+    configs = [yaml.safe_load(run.config.read_text(encoding="utf-8")) for run in runs]
+    seeds = {config.get("seed_everything") for config in configs}
     for config in configs:
         for section, keys in _NOT_RECIPE.items():
-            options = config[section] if section else config
-            for key in keys:
+            options = config.get(section) if section else config
+            for key in keys if isinstance(options, dict) else ():
                 options.pop(key, None)
     return len(seeds) == len(runs) > 1 and all(config == configs[0] for config in configs)
 

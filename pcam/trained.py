@@ -25,6 +25,7 @@ from pcam.options import CheckpointName, Precision, SplitName
 from pcam.patches import Patches
 from pcam.run_folder import RunFolder
 from pcam.training.checkpoints import load_checkpoint
+from pcam.yaml_files import check_yaml
 
 BATCH_SIZE: Final = 64
 """Patches that are classified at once, unless said otherwise."""
@@ -113,7 +114,7 @@ class TrainedRun:
             network = built_network if network is None else network
             data = built_data if data is None else data
         if root is not None:
-            data.root = expanded(root)
+            data.root = expanded(root, "root")
         step = load_weights(network, weights, f"the network in {folder.config}")
         network.to(_device(device)).eval()
         settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes)
@@ -233,14 +234,9 @@ def read_config(folder: RunFolder) -> Mapping[str, Any]:
     Raises:
         ConfigError: If it is not a config of a run.
     """
-    try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"Expected the config of a run in {folder.config}, but it cannot be read ({' '.join(str(error).split())}); "
-            f"bring back the file that training wrote."
-        ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "data" not in config:
+    check_yaml(folder.config)
+    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ("model", "data")):
         raise ConfigError(
             f"Expected the config of a run in {folder.config}, with the sections model and data, but found something "
             f"else; bring back the file that training wrote."
@@ -271,12 +267,12 @@ def build(config: Mapping[str, Any], path: Path) -> tuple[nn.Module, PCamDataMod
     parser = _ConfigParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network", required=True)
     parser.add_class_arguments(PCamDataModule, "data")
-    given = dict(config["model"].get("network") or {})
-    # The checkpoint holds all weights: nothing is downloaded again.
-    options = dict(given.get("init_args") or {})
-    given["init_args"] = options | ({"weights": None} if "weights" in options else {})
     data_options = dict(config["data"]) | {"seed": config.get("seed_everything", 1)}
     try:
+        given = dict(config["model"].get("network") or {})
+        # The checkpoint holds all weights: nothing is downloaded again.
+        options = dict(given.get("init_args") or {})
+        given["init_args"] = options | ({"weights": None} if "weights" in options else {})
         parsed = parser.parse_object({"network": given, "data": data_options})
         with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
             built = parser.instantiate(parsed)

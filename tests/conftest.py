@@ -21,6 +21,8 @@ TENSOR_MODULES = [
     "pcam.evaluation",
 ]
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
+# Now, and not within a test: its log writes to the standard error of the moment when it is imported.
+importlib.import_module("lightning.pytorch")
 
 REPOSITORY = Path(__file__).parent.parent
 COUNTS = {"train": (44, 40), "valid": (14, 11), "test": (6, 9)}

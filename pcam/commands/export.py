@@ -97,7 +97,9 @@ def export(
     )
     settings = trained.settings
     store = trained.data.packed("valid")
-    patches = store.patches[:PARITY_PATCHES].copy()  # PyTorch wants memory it may write to
+    # With symmetries each patch is eight: so many passes through the network are enough. A copy, as PyTorch wants
+    # memory that it may write to.
+    patches = store.patches[: PARITY_PATCHES // (8 if tta else 1)].copy()
     network = settings.network(trained.network.cpu()).eval()
     with ExitStack() as stack:
         path, json_path, markdown_path = (stack.enter_context(atomic_path(place)) for place in places)

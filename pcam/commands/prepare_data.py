@@ -102,7 +102,7 @@ def audit(root: Path, output: Path = Path("audit"), cache_dir: Path | None = Non
     Raises:
         UserError: If patches of train are in valid or test, or `output` is in `root`.
     """
-    if output.resolve().is_relative_to(expanded(root).resolve()):
+    if output.resolve().is_relative_to(expanded(root, "root").resolve()):
         raise UserError(f"Expected a folder outside {root} for the audit, but found {output}; set --output.")
     check_output(output / "audit.json", JSON)
     check_output(output / "contact_sheet.png", PNG)

@@ -48,12 +48,13 @@ def report(cli: "PCamCLI") -> None:
         print("A fast_dev_run went through; it records nothing.")
         return
     best = cli.record.hyperparameters.best
-    if best:
+    has_best = (cli.run.checkpoints / "best.ckpt").is_file()
+    if best and has_best:
         print(f"Best {cli.config.monitor} at step {best['step']:,}: {cli.run.checkpoint('best')}")
         print(", ".join(f"{name} {best[name]:.4f}" for name in MONITORS))
     command = "pcam evaluate" if program().startswith("pcam") else "python scripts/evaluate.py"
     print(f"Watch:    tensorboard --logdir {cli.config.runs_dir}")
-    print(f"Evaluate: {command} {cli.run.path}")
+    print(f"Evaluate: {command} {cli.run.path}{'' if has_best else ' --checkpoint last'}")
 
 
 @front_door

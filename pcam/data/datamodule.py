@@ -1,6 +1,7 @@
 """`PCamDataModule`: PatchCamelyon as loaders of whole batches."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -70,24 +71,19 @@ class PCamDataModule(LightningDataModule):
         deduplicate: bool = False,
     ) -> None:
         super().__init__()
-        if cache_dir is not None and expanded(cache_dir).resolve().is_relative_to(expanded(root).resolve()):
-            raise UserError(
-                f"Expected data.cache_dir outside of the folder with the data, {root}, but found {cache_dir}; choose "
-                f"another."
-            )
         if batch_size < 1:
             raise UserError(f"Expected data.batch_size to be at least 1, but found {batch_size}.")
         if not 0 <= stain_jitter < 1:
             raise UserError(f"Expected data.stain_jitter to be at least 0 and below 1, but found {stain_jitter}.")
         if num_workers < 0:
             raise UserError(f"Expected data.num_workers to be at least 0, but found {num_workers}.")
-        self.root = expanded(root)
+        self.root = expanded(root, "root")
         self.batch_size = batch_size
         self.augmentation: Augmentation = augmentation
         self.stain_jitter = stain_jitter
         self.stain_shifts = stain_shifts
         self.num_workers = num_workers
-        self.cache_dir = expanded(cache_dir) if cache_dir else user_cache_path("pcam")
+        self.cache_dir = expanded(cache_dir, "cache_dir") if cache_dir else user_cache_path("pcam")
         self.seed = seed
         self.deduplicate = deduplicate
         self._stores: dict[SplitName, PackedSplit] = {}
@@ -105,6 +101,7 @@ class PCamDataModule(LightningDataModule):
             UserError: If the data cannot be found or read; the message says what and where.
         """
         if split not in self._stores:
+            self._check_cache()
             files = find_layout(self.root).split(split)
             if files.note is not None:
                 rank_zero_info(printable(files.note))
@@ -116,6 +113,16 @@ class PCamDataModule(LightningDataModule):
                 )
             self._stores[split] = store
         return self._stores[split]
+
+    def _check_cache(self) -> None:
+        """Refuse to write below the folder with the data."""
+        # Not `Path.resolve`, which raises for links that lead round in a circle.
+        root, cache = os.path.realpath(self.root), os.path.realpath(self.cache_dir)
+        if Path(cache).is_relative_to(root):
+            raise UserError(
+                f"Expected cache_dir outside of the folder with the data, {self.root}, where nothing is written, but "
+                f"found {self.cache_dir}; choose another with --data.cache_dir."
+            )
 
     def store_path(self, split: SplitName) -> Path:
         """Give the file of a split's store in the cache, whether it is packed already or not.

@@ -1,19 +1,19 @@
 """The model card beside an exported file: what the file is, what goes in, what comes out, how it was made."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pcam.errors import UserError
 from pcam.evaluation.export import INPUT_SHAPES
 from pcam.models.enlarged import enlarged_part
 from pcam.models.inference import EvaluationSettings
 from pcam.models.normalization import NormalizingNetwork
 from pcam.options import AxisOrder, CheckpointName, FormatName
 from pcam.patches import CLASS_NAMES, MICROMETRES_PER_PIXEL, PATCH_SIZE
-from pcam.run_folder import RunFolder, run_names
+from pcam.run_folder import RunFolder, read_json, run_names
 
 
 def network_facts(
@@ -43,7 +43,6 @@ def network_facts(
     # The options that make a network which the weights in the file fit.
     options |= {"weights": None} if "weights" in options else {}
     options |= {"enlarged_sizes": sizes[1:]} if "enlarged_sizes" in options else {}
-    environment = run.path / "environment.json"
     return {
         "run": run_names([run])[0],
         "checkpoint": checkpoint,
@@ -54,7 +53,7 @@ def network_facts(
         "scores": {"tta": settings.tta, "sizes": sizes, "reestimate_bn": settings.reestimate_bn},
         "normalization": _normalization(network),
         "micrometres_per_pixel": MICROMETRES_PER_PIXEL,
-        "data_fingerprints": json.loads(environment.read_text())["data_fingerprints"] if environment.exists() else None,
+        "data_fingerprints": run.read_environment().get("data_fingerprints"),
     }
 
 
@@ -86,15 +85,21 @@ def chosen_on_valid(
         settings.
     """
     path = run.evaluation("valid").with_name(f"valid{settings.suffix}") / "metrics.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
+    record = read_json(path, "evaluate") if path.exists() else {}
     found = [record.get(key) for key in ("checkpoint", "step", "data_fingerprint")]
     if found != [checkpoint, step, data_fingerprint] or "operating_points" not in record:
         return None
-    return {
-        "temperature": record["calibration"]["temperature"],
-        "thresholds": {name: point["threshold"] for name, point in record["operating_points"].items()},
-        "metrics": {name: value for name, value in record["metrics"].items() if value is not None},
-    }
+    try:
+        return {
+            "temperature": record["calibration"]["temperature"],
+            "thresholds": {name: point["threshold"] for name, point in record["operating_points"].items()},
+            "metrics": {name: value for name, value in record["metrics"].items() if value is not None},
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Expected what evaluate wrote in {path}, but a part of it is missing or of another type ({error}); move "
+            f"it away, and evaluate the run again."
+        ) from error
 
 
 def ports(file_format: FormatName, axis_order: AxisOrder) -> dict[str, Any]:

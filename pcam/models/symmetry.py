@@ -32,8 +32,19 @@ class SymmetryAverage(nn.Module):
         Returns:
             Shape (batch,).
         """
-        views = [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.transpose(2, 3)) for turns in range(4)]
-        return logits_of_mean_score(torch.stack([self.network(view).float() for view in views]))
+        return logits_of_mean_score(torch.stack([self.network(view).float() for view in symmetries(patches)]))
+
+
+def symmetries(patches: Patches) -> list[Patches]:
+    """Turn patches to all eight symmetries of the square: four quarter turns, then those of the transposed patch.
+
+    Args:
+        patches: Shape (batch, 3, size, size).
+
+    Returns:
+        The eight views, each of the same shape.
+    """
+    return [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.transpose(2, 3)) for turns in range(4)]
 
 
 def logits_of_mean_score(logits: Float[Tensor, "views batch"]) -> Logits:

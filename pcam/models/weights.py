@@ -31,7 +31,7 @@ def load_weights(part: nn.Module, network: str, weights: str, *, prefix: str = "
     if weights in known.__members__:
         state = _download(network, known[weights])
     else:
-        state = _read(expanded(weights), list(known.__members__))
+        state = _read(expanded(weights, "weights"), list(known.__members__))
     kept = {key: value for key, value in state.items() if key.startswith(prefix) and not key.startswith(tuple(without))}
     found = {key.removeprefix(prefix): value for key, value in kept.items()}
     expected = {key: value for key, value in part.state_dict().items() if not (prefix + key).startswith(tuple(without))}

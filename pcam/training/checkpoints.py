@@ -1,8 +1,8 @@
 """The two checkpoints of a run, the best and the last, and how they are written."""
 
 import os
-import pickle
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
@@ -146,6 +148,15 @@ class BestCheckpoint(_RunCheckpoint):
             enable_version_counter=False,
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what is best so far; if its file has been removed, the next validation writes one."""
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / "best.ckpt"
+        if state_dict["best_model_path"] and not path.is_file():
+            rank_zero_info(f"{path} is not there any more: it becomes the best of the validations from now on.")
+            return
+        super().load_state_dict(state_dict)
+
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint without running any code in it.
@@ -157,16 +168,32 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         Its contents, on the CPU.
 
     Raises:
-        UserError: If it is truncated, no checkpoint, or holds more than tensors and plain values.
+        UserError: If it is damaged, no checkpoint, or holds more than tensors and plain values.
     """
     try:
-        checkpoint: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:  # PyTorch 2.15 does not look at the checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and pickle raise many kinds for damaged files
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"Expected a checkpoint of tensors and plain values in {path}, but it cannot be loaded safely ({reason}); "
-            f"it may be truncated."
+            f"it may be truncated or damaged."
         ) from error
-    if "state_dict" not in checkpoint or "global_step" not in checkpoint:
-        raise UserError(f"Expected a checkpoint that scripts/train.py wrote, but {path} holds something else.")
+    weights, step = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in _EVERY_CHECKPOINT)
+    sound = isinstance(weights, Mapping) and all(
+        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
+    )
+    if not sound or not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise UserError(
+            f"Expected a checkpoint that training wrote, with state_dict and global_step, but {path} holds something "
+            f"else; bring back the file that training wrote."
+        )
+    assert isinstance(checkpoint, dict)
     return checkpoint
+
+
+_EVERY_CHECKPOINT = ("state_dict", "global_step")
+"""The parts of a checkpoint that every use of it needs."""

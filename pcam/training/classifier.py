@@ -8,11 +8,13 @@ from typing import Any, TypedDict
 
 import torch
 from lightning import Callback, LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 
@@ -251,11 +253,11 @@ class PatchClassifier(LightningModule):
                 f"({' '.join(str(error).split())}); choose another with --model.optimizer, such as torch.optim.AdamW."
             ) from error
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def make_optimizer(self) -> tuple[Optimizer, LRScheduler | ReduceLROnPlateau | None]:
         """Make the optimizer and the scheduler that the config names, for the parameters that train.
 
         Raises:
-            UserError: If PyTorch refuses one of their options, or the scheduler ends before training does.
+            UserError: If PyTorch refuses one of their options.
         """
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
@@ -265,6 +267,15 @@ class PatchClassifier(LightningModule):
                 f"Expected options that the optimizer and the scheduler take, but found one that they refuse "
                 f"({error}); correct model.optimizer or model.scheduler."
             ) from error
+        return optimizer, scheduler
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Give Lightning the optimizer and the scheduler.
+
+        Raises:
+            UserError: If PyTorch refuses one of their options, or the scheduler ends before training does.
+        """
+        optimizer, scheduler = self.make_optimizer()
         if scheduler is None:
             return optimizer
         total_steps = getattr(scheduler, "total_steps", None)  # OneCycleLR's

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, say how to go on."""
+"""Ctrl-C, SIGTERM and a closed terminal: finish the step, write a checkpoint, say how to go on."""
 
 import signal
 from types import FrameType
@@ -12,7 +12,7 @@ from pcam.training.checkpoints import prepare_last, validation_is_due
 
 
 class Interruption(Checkpoint):
-    """On the first SIGINT or SIGTERM, stop after the current step with a checkpoint; on a second SIGINT, at once.
+    """On the first SIGINT, SIGTERM or SIGHUP, stop after the current step with a checkpoint; on a second SIGINT, at once.
 
     In the middle of a step the weights may be half updated, and Lightning would end with exit code 0 on SIGTERM. If a
     validation is due after the step, or under way, it is finished first: resuming would not repeat it. Of several
@@ -30,8 +30,9 @@ class Interruption(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen; Lightning puts the earlier handlers back when training ends."""
-        signal.signal(signal.SIGINT, self._note)
-        signal.signal(signal.SIGTERM, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, self._note)
 
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
         if self._signal_number is not None and signal_number == signal.SIGINT:
@@ -57,5 +58,5 @@ class Interruption(Checkpoint):
         raise StoppedError(
             self._signal_number or signal.SIGTERM,
             f"Interrupted after step {trainer.global_step}; {path} holds everything up to there. "
-            f"Go on with: python scripts/train.py --resume {self.run.path}",
+            f"{self.run.how_to_resume[0].upper()}{self.run.how_to_resume[1:]}",
         )

@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from pcam.atomic import atomic_path
+from pcam.errors import UserError
 
 
 class MetricsFile(Logger):
@@ -25,8 +27,9 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self._rows: dict[int, dict[str, float]] = {}
+        self._has_news = False
         if resume_step is not None and path.exists():
-            table = pd.read_csv(path)
+            table = _read(path)
             for row in table[table["step"] <= resume_step].to_dict("records"):
                 self._rows[int(row["step"])] = {str(key): value for key, value in row.items() if not pd.isna(value)}
 
@@ -44,6 +47,7 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add values to the row of a step."""
         if step is not None:
+            self._has_news = True
             self._rows.setdefault(step, {"step": step}).update(metrics)
 
     @rank_zero_only
@@ -52,8 +56,8 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file anew."""
-        if not self._rows:
+        """Write the file anew, once there is something new: a run that cannot be resumed keeps the file as it is."""
+        if not self._has_news:
             return
         table = pd.DataFrame([self._rows[step] for step in sorted(self._rows)])
         first = ["step", "epoch"]
@@ -66,3 +70,23 @@ class MetricsFile(Logger):
     def finalize(self, status: str) -> None:
         """Write the file at the end."""
         self.save()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # among them pandas' own and those of a wrong encoding
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if "step" not in table or not is_integer_dtype(table["step"]):
+        raise _damaged(path, "it has no column step of whole numbers")
+    text = [str(column) for column in table if not is_numeric_dtype(table[column])]
+    if text:
+        raise _damaged(path, f"its column {text[0]} holds more than numbers")
+    return table
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"Expected what training has logged in {path}, a row a step, but it cannot be read ({reason}); bring back the "
+        f"file that training wrote, or move it away, and the run goes on without its earlier rows."
+    )

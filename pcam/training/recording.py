@@ -63,7 +63,7 @@ def recording(
 ) -> Recording:
     """Make what records a run: `metrics.csv`, TensorBoard, checkpoints that are always whole, and figures.
 
-    Ctrl-C and SIGTERM end the training after the current step with a checkpoint; a loss that is not finite ends it
+    Ctrl-C, SIGTERM and a closed terminal end the training after the current step with a checkpoint; a loss that is not finite ends it
     before a checkpoint is written of it.
 
     Args:
@@ -88,7 +88,7 @@ def recording(
         default_hp_metric=False,
         purge_step=None if resume_step is None else resume_step + 1,
     )
-    parameters = Hyperparameters(hyperparameters or {}, monitor)
+    parameters = Hyperparameters(hyperparameters or {}, monitor, run)
     return Recording(
         run,
         [
@@ -124,7 +124,7 @@ class Environment(Callback):
         self.run = run
 
     @rank_zero_only
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file; without fingerprints if the data are not a `PCamDataModule`."""
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

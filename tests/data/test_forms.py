@@ -111,12 +111,12 @@ def test_chunks_of_hdf5_are_read_whatever_their_size(
 
 
 def test_parquet_may_hold_images_without_structs_and_labels_as_truth_values(
-    patches: Patches, expected: PCamDataModule, tmp_path: Path
+    patches: Patches, expected: PCamDataModule, tmp_path: Path, cache_dir: Path
 ) -> None:
     for split, (images, labels) in patches.items():
         rows = pd.DataFrame({"image": [encode(image) for image in images], "label": labels == 1})
         rows.to_parquet(tmp_path / f"{split}.parquet")
-    found = PCamDataModule(tmp_path, cache_dir=tmp_path / "cache").packed("train")
+    found = PCamDataModule(tmp_path, cache_dir=cache_dir).packed("train")
     assert found.fingerprint == expected.packed("train").fingerprint
 
 

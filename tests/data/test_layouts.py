@@ -313,9 +313,7 @@ def test_a_name_that_no_folder_can_have_and_a_link_to_itself_are_nothing(tmp_pat
 
 @pytest.mark.parametrize("argument", ["root", "cache_dir"])
 def test_the_home_of_a_user_who_is_not_there_is_refused(argument: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=rf"Expected {argument} to be a folder, but found ~nosuchuser/a, and there is no"
-    ):
+    with pytest.raises(UserError, match=rf"Expected {argument} to be a path, but found ~nosuchuser/a, and there is no"):
         PCamDataModule(**{"root": tmp_path, argument: Path("~nosuchuser/a")})
 
 

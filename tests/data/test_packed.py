@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pcam.data import locks, packed
+from pcam.data import PCamDataModule, locks, packed
 from pcam.data.layouts import pixel_hash
 from pcam.data.packed import PackedSplit, pack
 from pcam.errors import UserError
@@ -351,3 +351,11 @@ def test_what_opening_has_unpacked_already_needs_no_room_twice(path: Path, monke
     pack(files(), path, "Packing")
     pack(files(signature="other", unpacked=bytes(1000)), path, "Packing")
     assert needed[0] - needed[1] == 1000
+
+
+@pytest.mark.parametrize("place", ["", "train", "new/deep"])
+def test_a_store_is_never_written_below_the_data(place: str, patch_root: Path) -> None:
+    before = sorted(patch_root.rglob("*"))
+    with pytest.raises(UserError, match=r"Expected cache_dir outside of the folder with the data, .* but found"):
+        PCamDataModule(patch_root, cache_dir=patch_root / place).packed("train")
+    assert sorted(patch_root.rglob("*")) == before

@@ -37,7 +37,23 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
         (["--data.augmentation", "crops"], "crops"),
         (["--monitor", "val/f1"], "val/f1"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--model.network.class_path", "pcam.models.Nothing"], "pcam.models.Nothing"),
+        (
+            ["--model.network.class_path", "pcam.models.MobilNet"],
+            "found pcam.models.MobilNet, which is not there; similar names: pcam.models.MobileNetV2",
+        ),
+        (["--model.network.class_path", "pcam.models.Xyz"], "pcam.models.Xyz, which is not there; similar names: none"),
+        (["--experiment", "../climbs"], "Expected experiment to be the name of a folder below runs_dir, and no path"),
+        (["--experiment", "n" * 256], "choose another name"),
+        (["--trainer", "null"], "trainer"),
+        (["--trainer", "[1, 2]"], "trainer"),
+        (
+            ["--trainer.val_check_interval", "0"],
+            "Expected trainer.val_check_interval above 0, but found 0: there would",
+        ),
+        (["--trainer.check_val_every_n_epoch", "0"], "Expected trainer.check_val_every_n_epoch above 0, but found 0"),
+        (["--trainer.log_every_n_steps", "0"], "Expected trainer.log_every_n_steps above 0, but found 0: there would"),
+        (["--trainer.limit_train_batches", "0"], "limit_train_batches above 0, but found 0: nothing would be trained"),
+        (["--trainer.max_steps", "0"], "Expected trainer.max_steps above 0, but found 0: nothing would be trained"),
         (["--data.rot", "x"], "rot"),
         (["--seed_everything", "-1"], "seed_everything"),
         (["--data.batch_size", "null"], "data.batch_size"),
@@ -106,7 +122,15 @@ def test_a_missing_root_ends_with_1_and_leaves_no_run_folder(
     args = [*DEMO, "--data.root", str(tmp_path / "nowhere"), "--runs_dir", str(runs_dir)]
     said = sentence(capsys, train, args, 1)
     assert f"at {tmp_path}/nowhere, but" in said
-    assert said.endswith("correct --data.root.")
+    assert "pcam prepare_data" not in said.partition(";")[0]
+    for pasted in (
+        "(--data.root DIR)",
+        "(pcam prepare_data download data/pcam; 8 GB)",
+        "(pcam prepare_data synthesize --output data/synthetic) and train on them (--data.root data/synthetic)",
+    ):
+        assert pasted in said
+    assert said.endswith(".")
+    assert ". " not in said.removeprefix("pytest: ")
     assert not runs_dir.exists()
 
 
@@ -115,10 +139,13 @@ def test_resuming_with_a_config_ends_with_2(tmp_path: Path, capsys: pytest.Captu
     assert "--config or --resume" in sentence(capsys, train, [*DEMO, "--resume", str(tmp_path)], 2)
 
 
-def test_resuming_without_a_checkpoint_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_without_a_checkpoint_ends_with_1(
+    patch_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "configs" / "demo.yaml").read_text())
-    said = sentence(capsys, train, ["--resume", str(tmp_path)], 1)
-    assert "the run ended before its first validation" in said
+    said = sentence(capsys, train, ["--resume", str(tmp_path), "--data.root", str(patch_root)], 1)
+    assert f"Expected a checkpoint {tmp_path}/checkpoints/last.ckpt, but there is none: the run ended before" in said
+    assert said.endswith(f"train it again with pcam train --config {tmp_path}/config.yaml.")
 
 
 def test_a_truncated_checkpoint_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

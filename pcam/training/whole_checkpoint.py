@@ -1,0 +1,92 @@
+"""Whether a checkpoint holds everything that training resumes from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from pcam.errors import UserError
+from pcam.training.checkpoints import load_checkpoint
+from pcam.training.classifier import PatchClassifier
+
+
+def check_whole(path: Path, classifier: PatchClassifier, trainer: Trainer, callbacks: Sequence[Callback]) -> None:
+    """Refuse a checkpoint that lacks a part of the state of training, before anything of the run is changed.
+
+    Lightning takes a checkpoint without the state of a callback or of the optimizer as it is, and training would
+    silently start anew with that part. So each part must have the keys and the types that the same part has in a
+    training that has just been set up.
+
+    Args:
+        path: The checkpoint.
+        classifier: What is trained.
+        trainer: What trains it.
+        callbacks: The callbacks whose states must be there.
+
+    Raises:
+        UserError: If a part is missing or of another type; the message names it.
+    """
+    contents = load_checkpoint(path)
+    optimizer, scheduler = classifier.make_optimizer()
+    states = {callback.state_key: callback.state_dict() for callback in callbacks}
+    expected = {
+        "epoch": 0,
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [] if scheduler is None else [scheduler.state_dict()],
+        "callbacks": {key: state for key, state in states.items() if state},
+        "loops": {"fit_loop": trainer.fit_loop.state_dict()},
+    }
+    fault = _fault(contents, expected, "") or _state_fault(contents["optimizer_states"][0]["state"])
+    if fault is not None:
+        raise UserError(
+            f"Expected a checkpoint with the whole state of training in {path}, but {fault}; bring back the file that "
+            f"training wrote."
+        )
+
+
+def _fault(found: object, expected: object, place: str) -> str | None:
+    """Compare with what a new training has, and name the first part that differs; None on either side fits all."""
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping):
+            return _not_a("mapping", found, place)
+        missing = [key for key in expected if key not in found]
+        if missing:
+            return f"it lacks {place}{missing[0]}"
+        faults = (_fault(found[key], value, f"{place}{key}.") for key, value in expected.items())
+        return next((fault for fault in faults if fault), None)
+    if isinstance(expected, list):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            return _not_a(f"list of {len(expected)}", found, place)
+        pairs = enumerate(zip(found, expected, strict=True))
+        return next((fault for i, (one, other) in pairs if (fault := _fault(one, other, f"{place}{i}."))), None)
+    if found is None or expected is None:
+        return None
+    if isinstance(expected, Tensor):
+        fits = isinstance(found, Tensor) and found.dtype == expected.dtype and found.shape == expected.shape
+        return None if fits else _not_a(f"tensor of {expected.dtype} and shape {tuple(expected.shape)}", found, place)
+    for kind, name in _KINDS.items():
+        if isinstance(expected, kind):
+            return None if isinstance(found, kind) else _not_a(name, found, place)
+    return None
+
+
+_KINDS: Mapping[Any, str] = {str: "text", bool | int | float | Tensor: "number"}
+
+
+def _state_fault(states: Mapping[object, object]) -> str | None:
+    """Name the first state of a parameter that is not made of tensors and numbers; new optimizers have none yet."""
+    for number, state in states.items():
+        place = f"optimizer_states.0.state.{number}."
+        if not isinstance(number, int) or not isinstance(state, Mapping):
+            return _not_a("mapping", state, place)
+        for name, value in state.items():
+            if value is not None and not isinstance(value, bool | int | float | Tensor):
+                return _not_a("number or tensor", value, f"{place}{name}.")
+    return None
+
+
+def _not_a(kind: str, found: object, place: str) -> str:
+    value = repr(found) if isinstance(found, int | float) else type(found).__name__
+    return f"its {place.rstrip('.') or 'content'} is no {kind} but {value}"
