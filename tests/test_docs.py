@@ -111,7 +111,7 @@ def command_lines(page: Path) -> list[tuple[tuple[str, ...], list[str]]]:
     found = []
     for line in chain.from_iterable(block.splitlines() for block in fenced(page, "", "bash")):
         for part in line.partition(" #")[0].split(" | "):
-            words = part.split()
+            words = re.sub(r"^([A-Z_]+=\S+ )+", "", part).split()
             script = [re.fullmatch(r"scripts/(\w+)\.py", word) for word in words[:2]]
             if script[1:] and script[1]:
                 command, rest = [script[1][1]], words[2:]
