@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.seeds import Inference
-from pcam.evaluation.statistics import SEED, resample_units
+from pcam.evaluation.statistics import INTERVAL_QUANTILES, SEED, resample_units
 from pcam.study.plan import METRIC_NAMES, Published, Question
 from pcam.study.readings import Reading
 from pcam.study.results import RunResult
@@ -233,7 +233,7 @@ def _roc(
         heights = np.stack([_heights(run, reading, weights) for run in runs], axis=1)
         drawn = rng.integers(len(runs), size=(len(heights), len(runs)))
         resampled.append(np.take_along_axis(heights, drawn[:, :, None], axis=1).mean(axis=1))
-    low, high = np.nanquantile(np.concatenate(resampled), [0.025, 0.975], axis=0)
+    low, high = np.nanquantile(np.concatenate(resampled), INTERVAL_QUANTILES, axis=0)
     return mean, low, high
 
 
