@@ -5,11 +5,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import docstring_parser
+from jsonargparse.typing import restricted_number_type
 
 from pcam.door import Parser, program
 
 if TYPE_CHECKING:
     from pcam.trained import TrainedRun
+
+
+BatchSize = restricted_number_type("BatchSize", int, [(">=", 1), ("<=", 65_536)])
+"""A number of patches that are classified at once; 65,536 patches are 1.8 GB before a network sees them."""
 
 
 def add_option(parser: Parser, function: Callable[..., Any], parameter: str, spelling: str, **details: Any) -> None:

@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat
 
 from pcam.atomic import is_stream
-from pcam.commands.options import add_option, warn_of_bfloat16
+from pcam.commands.options import BatchSize, add_option, warn_of_bfloat16
 from pcam.door import Arguments, Parser, front_door, long_description, program
 from pcam.errors import UserError
 from pcam.options import CheckpointName, Precision
@@ -30,7 +30,7 @@ def predict(
     submission: bool = False,
     tile: bool = False,
     mpp: PositiveFloat | None = None,
-    batch_size: PositiveInt = 64,
+    batch_size: BatchSize = 64,
     checkpoint: CheckpointName = "best",
     tta: bool = False,
     precision: Precision = "32-true",
@@ -56,7 +56,7 @@ def predict(
             the map has the score of the window around it, which is about one 32x32 square of the image. It is NaN for
             background, and for the border of one square, which is in the centre of no window.
         mpp: The micrometres per pixel of the image with --tile, instead of those that its file says.
-        batch_size: The number of patches that are classified at once, at least 1.
+        batch_size: The number of patches that are classified at once, 1 to 65,536.
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.
         tta: Score each patch by the mean over the eight symmetries of the square (test-time augmentation), at eight

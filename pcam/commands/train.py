@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pcam.commands.train_help import check_options, print_help
-from pcam.door import Arguments, front_door, program
+from pcam.door import Arguments, front_door, leave, program
 from pcam.options import MONITORS
 from pcam.run_folder import RunFolder
 
@@ -69,4 +69,6 @@ def main(args: Arguments = None) -> None:
         print_help()
         return
     check_options(words)
+    if not any(word.startswith(("--config", "--resume", "--experiment", "--print_config")) for word in words):
+        leave("Expected --config NAME (pcam configs lists them) or --resume RUN, but found neither.", 2)
     train(["--help" if word == "--help_all" else word for word in words])
