@@ -69,6 +69,7 @@ def main(args: Arguments = None) -> None:
         print_help()
         return
     check_options(words)
-    if not any(word.startswith(("--config", "--resume", "--experiment", "--print_config")) for word in words):
+    enough = ("--config", "--resume", "--experiment", "--print_config", "--help_all")
+    if not any(word.startswith(enough) or word.endswith(".help") for word in words):
         leave("Expected --config NAME (pcam configs lists them) or --resume RUN, but found neither.", 2)
     train(["--help" if word == "--help_all" else word for word in words])
