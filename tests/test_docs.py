@@ -127,7 +127,7 @@ def command_lines(page: Path) -> list[tuple[tuple[str, ...], list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_a_page_names_commands_configs_and_options_that_there_are(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_page_names_commands_configs_and_options_that_there_are(
                 assert find_config(Path(following).stem, "studies" if command == ("study",) else "").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_a_page_speaks_of_options_that_there_are(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepares = [(name,) for name in DATA_COMMANDS]
     races = [("benchmark", name) for name in ("data", "train", "evaluate", "memory")]
@@ -165,3 +165,15 @@ def test_every_test_that_a_page_names_is_there() -> None:
     assert [name for name in named if name[1] not in tests.get(name[0], set())] == []
     assert [name for name in re.findall(r"`(?:tests/\w+/)?((?:test_\w+|soak)\.py)`", text) if name not in tests] == []
     assert "`..." not in text  # a name that is cut cannot be found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+        assert not heading or heading in {title.lower().replace(" ", "-") for title in headings}, target
