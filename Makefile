@@ -31,4 +31,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(SYNTHETIC): | $(VENV)/.installed
-	$(BIN)/python scripts/prepare_data.py synthesize --out $@
+	$(BIN)/python scripts/prepare_data.py synthesize --output $@

@@ -7,12 +7,14 @@ import errno
 import functools
 import inspect
 import os
+import re
 import signal
 import sys
 import threading
 from argparse import HelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
@@ -175,7 +177,17 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence, without the usage, which is longer than a screen."""
-        leave(" ".join(message.split()), 2)
+        said = " ".join(message.split())
+        unknown = re.fullmatch(r"unrecognized arguments: (.+)", said)
+        missing = re.fullmatch(r"the following arguments are required: (.+)", said)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = get_close_matches(unknown[1].split()[0].partition("=")[0], options, n=3, cutoff=0.6)
+            advice = f"similar ones are {', '.join(near)}" if near else "--help shows those that there are"
+            said = f"Expected options of {program()}, but found {unknown[1]}; {advice}."
+        elif missing:
+            said = f"Expected {missing[1]}, without which {program()} cannot run, but found none; --help explains it."
+        leave(said, 2)
 
     def add_function(self, function: Callable[..., Any], skip: Set[str] = frozenset()) -> None:
         """Add a function's parameters as options, each explained by the function's docstring.

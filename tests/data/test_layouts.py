@@ -298,8 +298,8 @@ def test_where_nothing_lies_the_ways_on_are_named_ready_to_paste(tmp_path: Path)
         find_layout(tmp_path / "data" / "pcam")
     assert str(raised.value) == (
         f"Expected a folder with PatchCamelyon at {tmp_path}/data/pcam, but found nothing there; set root to a folder "
-        f"of yours (--data.root DIR), or fetch the data set (pcam prepare_data download data/pcam; 8 GB), or make "
-        f"synthetic patches (pcam prepare_data synthesize --output data/synthetic) and train on them (--data.root "
+        f"of yours (--data.root DIR), or fetch the data set (pcam download data/pcam; 8 GB), or make "
+        f"synthetic patches (pcam synthesize --output data/synthetic) and train on them (--data.root "
         f"data/synthetic)."
     )
 

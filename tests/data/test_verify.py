@@ -74,7 +74,7 @@ def test_a_missing_official_file_is_a_fault(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(official, "OFFICIAL_MD5", md5s)
     (tmp_path / f"{STEM}_test_y.h5").unlink()
     found = faults(verify(PCamDataModule(tmp_path, cache_dir=tmp_path / "cache")))
-    assert found == [f"{STEM}_test_y.h5: it is missing; fetch it with pcam prepare_data download"]
+    assert found == [f"{STEM}_test_y.h5: it is missing; fetch it with pcam download"]
 
 
 def test_the_official_table_has_each_file_packed_and_unpacked() -> None:

@@ -125,8 +125,8 @@ def test_a_missing_root_ends_with_1_and_leaves_no_run_folder(
     assert "pcam prepare_data" not in said.partition(";")[0]
     for pasted in (
         "(--data.root DIR)",
-        "(pcam prepare_data download data/pcam; 8 GB)",
-        "(pcam prepare_data synthesize --output data/synthetic) and train on them (--data.root data/synthetic)",
+        "(pcam download data/pcam; 8 GB)",
+        "(pcam synthesize --output data/synthetic) and train on them (--data.root data/synthetic)",
     ):
         assert pasted in said
     assert said.endswith(".")

@@ -28,8 +28,8 @@ FORMS: Final[tuple[Form, ...]] = (
 """All forms. The table in the README lists them too, and a test compares the two."""
 
 _OTHER_WAYS: Final = (
-    "set root to a folder of yours (--data.root DIR), or fetch the data set (pcam prepare_data download data/pcam; "
-    "8 GB), or make synthetic patches (pcam prepare_data synthesize --output data/synthetic) and train on them "
+    "set root to a folder of yours (--data.root DIR), or fetch the data set (pcam download data/pcam; "
+    "8 GB), or make synthetic patches (pcam synthesize --output data/synthetic) and train on them "
     "(--data.root data/synthetic)"
 )
 

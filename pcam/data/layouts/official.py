@@ -70,7 +70,7 @@ class Official(Form):
                 path = official_file(root, split, part)
                 if path is None:
                     name = f"camelyonpatch_level_2_split_{split}_{part}.h5"
-                    yield Finding(name, "nothing", "it is missing; fetch it with pcam prepare_data download")
+                    yield Finding(name, "nothing", "it is missing; fetch it with pcam download")
                 else:
                     try:
                         require_file(path)
@@ -191,7 +191,7 @@ def find_official(root: Path, split: SplitName) -> OfficialFiles:
     if x is None or y is None:
         raise UserError(
             f"Expected both camelyonpatch_level_2_split_{split}_x.h5 and ..._y.h5 (or .h5.gz) in {root}, but found no "
-            f"{'patches (x)' if x is None else 'labels (y)'}; fetch them with pcam prepare_data download."
+            f"{'patches (x)' if x is None else 'labels (y)'}; fetch them with pcam download."
         )
     files = [path for path in (x, y, meta) if path is not None]
     return OfficialFiles(signature((path.name, require_file(path)) for path in files), None, split, x, y, meta)
