@@ -154,7 +154,7 @@ def test_what_are_no_patches_is_refused(patches: np.ndarray, found: str, run: Tr
         ("pcam.models.MobileNetV2", "pcam.models.Nothing", "an option that cannot be used .*Nothing"),
         ("model:", "modell:", "with the sections model and data"),
         ("batch_size: 8", "batch_size: 0", "batch_size to be at least 1"),
-        ("experiment:", "{", "it cannot be read"),
+        ("experiment:", "{", "cannot be read"),
     ],
 )
 def test_a_config_that_is_wrong_is_one_sentence(

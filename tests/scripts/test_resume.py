@@ -340,8 +340,8 @@ def test_damaged_metrics_of_an_evaluation_are_an_answer_of_export(
         (lambda config: yaml.safe_dump({**yaml.safe_load(config), "model": {"network": [1]}}), False),
     ],
     ids=[
-        "empty", "list", "binary", "no model", "key twice", "no trainer", "list as trainer", "no data", "text as network",
-        "list as network",
+        "empty", "list", "binary", "no model", "key twice", "no trainer", "list as trainer", "no data",
+        "text as network", "list as network",
     ],
 )  # fmt: skip
 def test_a_damaged_config_of_a_run_is_an_answer(
