@@ -76,9 +76,13 @@ def _answer(error: Exception) -> NoReturn:
     """End with the sentence of an error that the user can mend; raise a bug again, with its traceback."""
     if isinstance(error, UserError):
         leave(str(error), 2 if isinstance(error, ConfigError) else 1)
-    if isinstance(error, OSError) and error.errno in {*REFUSALS, errno.ENAMETOOLONG}:
+    if isinstance(error, OSError) and error.errno in {*REFUSALS, *_WRONG_PATHS}:
         leave(f"Expected to read or write {error.filename or 'a file'}, but the system refused: {error.strerror}.", 1)
     raise error
+
+
+_WRONG_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP})
+"""What a path may be that no system takes: a name that is too long, a file as a folder, links in a circle."""
 
 
 def _check_working_directory() -> None:

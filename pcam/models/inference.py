@@ -183,7 +183,9 @@ class _FusedConvolution(nn.Module):
         super().__init__()
         self.convolution = convolution
         self.activation = activation
-        usable = convolution.weight.dtype != torch.bfloat16 or has_fast_bfloat16()
+        # Of weights that are no numbers the kernel makes 0: its ReLU takes NaN for that on some processors.
+        finite = all(bool(weight.isfinite().all()) for weight in convolution.parameters())
+        usable = finite and (convolution.weight.dtype != torch.bfloat16 or has_fast_bfloat16())
         self._kernel = _cpu_kernel() if usable else None
         self._clamp: tuple[str, list[float]] = ("none", []) if activation is None else ("relu", [])
         if isinstance(activation, nn.ReLU6):

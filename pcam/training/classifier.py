@@ -257,10 +257,16 @@ class PatchClassifier(LightningModule):
         """Make the optimizer and the scheduler that the config names, for the parameters that train.
 
         Raises:
-            UserError: If PyTorch refuses one of their options.
+            UserError: If PyTorch refuses one of their options, or nothing in the network can learn.
         """
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not learning:
+            raise UserError(
+                f"Expected a network with parameters that learn, but {type(self.network).__name__} has none; choose "
+                f"another with --model.network, or freeze less of it."
+            )
         try:
-            optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+            optimizer = self.optimizer(learning)
             scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         except ValueError as error:
             raise UserError(

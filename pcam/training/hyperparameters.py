@@ -64,14 +64,14 @@ class Hyperparameters(Callback):
     def _write(self, logger: TensorBoardLogger, step: int) -> None:
         """Write what Lightning's `log_hyperparams` writes, but with the columns in an order of ours.
 
-        TensorBoard 2.21 shows metrics in the order in which they are written, and hyper-parameters by their names, those
-        first that are marked as differing between runs.
+        TensorBoard 2.21 shows metrics in the order in which they are written, and hyper-parameters by their names,
+        those first that are marked as differing between runs.
         """
         values = {name: "null" if value is None else value for name, value in self.values.items()}
         first = sorted(self.best, key=lambda name: name != FIRST_METRIC)
         metrics = {f"best/{name}": self.best[name] for name in first}
         logger.log_metrics(metrics, step)
-        experiment, start, end = hparams(values, metrics)
+        experiment, start, end = hparams(values, metrics)  # type: ignore[no-untyped-call]  # PyTorch's
         plugin = experiment.value[0].metadata.plugin_data
         contents = HParamsPluginData.FromString(plugin.content)
         for parameter in contents.experiment.hparam_infos:

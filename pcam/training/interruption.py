@@ -12,8 +12,9 @@ from pcam.training.checkpoints import prepare_last, validation_is_due
 
 
 class Interruption(Checkpoint):
-    """On the first SIGINT, SIGTERM or SIGHUP, stop after the current step with a checkpoint; on a second SIGINT, at once.
+    """On a signal, stop after the current step with a checkpoint; on a second Ctrl-C, stop at once.
 
+    The signals are SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal), except those that the process ignores.
     In the middle of a step the weights may be half updated, and Lightning would end with exit code 0 on SIGTERM. If a
     validation is due after the step, or under way, it is finished first: resuming would not repeat it. Of several
     processes all stop after the same step, whichever of them got the signal.

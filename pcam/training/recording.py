@@ -63,8 +63,8 @@ def recording(
 ) -> Recording:
     """Make what records a run: `metrics.csv`, TensorBoard, checkpoints that are always whole, and figures.
 
-    Ctrl-C, SIGTERM and a closed terminal end the training after the current step with a checkpoint; a loss that is not finite ends it
-    before a checkpoint is written of it.
+    Ctrl-C, SIGTERM and a closed terminal end the training after the current step with a checkpoint; a loss that is not
+    finite ends it before a checkpoint is written of it.
 
     Args:
         run: The run folder, such as `RunFolder.claim("lightning_logs", "mine")`.

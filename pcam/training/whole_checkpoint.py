@@ -49,30 +49,39 @@ def check_whole(path: Path, classifier: PatchClassifier, trainer: Trainer, callb
 def _fault(found: object, expected: object, place: str) -> str | None:
     """Compare with what a new training has, and name the first part that differs; None on either side fits all."""
     if isinstance(expected, Mapping):
-        if not isinstance(found, Mapping):
-            return _not_a("mapping", found, place)
-        missing = [key for key in expected if key not in found]
-        if missing:
-            return f"it lacks {place}{missing[0]}"
-        faults = (_fault(found[key], value, f"{place}{key}.") for key, value in expected.items())
-        return next((fault for fault in faults if fault), None)
+        return _mapping_fault(found, expected, place)
     if isinstance(expected, list):
         if not isinstance(found, list | tuple) or len(found) != len(expected):
             return _not_a(f"list of {len(expected)}", found, place)
-        pairs = enumerate(zip(found, expected, strict=True))
-        return next((fault for i, (one, other) in pairs if (fault := _fault(one, other, f"{place}{i}."))), None)
-    if found is None or expected is None:
+        faults = (_fault(found[number], value, f"{place}{number}.") for number, value in enumerate(expected))
+        return next((fault for fault in faults if fault), None)
+    if found is None or expected is None or _fits(found, expected):
         return None
+    return _not_a(_kind(expected), found, place)
+
+
+def _mapping_fault(found: object, expected: Mapping[Any, object], place: str) -> str | None:
+    if not isinstance(found, Mapping):
+        return _not_a("mapping", found, place)
+    missing = [key for key in expected if key not in found]
+    if missing:
+        return f"it lacks {place}{missing[0]}"
+    faults = (_fault(found[key], value, f"{place}{key}.") for key, value in expected.items())
+    return next((fault for fault in faults if fault), None)
+
+
+def _fits(found: object, expected: object) -> bool:
     if isinstance(expected, Tensor):
-        fits = isinstance(found, Tensor) and found.dtype == expected.dtype and found.shape == expected.shape
-        return None if fits else _not_a(f"tensor of {expected.dtype} and shape {tuple(expected.shape)}", found, place)
-    for kind, name in _KINDS.items():
-        if isinstance(expected, kind):
-            return None if isinstance(found, kind) else _not_a(name, found, place)
-    return None
+        return isinstance(found, Tensor) and found.dtype == expected.dtype and found.shape == expected.shape
+    if isinstance(expected, str):
+        return isinstance(found, str)
+    return not isinstance(expected, bool | int | float) or isinstance(found, bool | int | float | Tensor)
 
 
-_KINDS: Mapping[Any, str] = {str: "text", bool | int | float | Tensor: "number"}
+def _kind(expected: object) -> str:
+    if isinstance(expected, Tensor):
+        return f"tensor of {expected.dtype} and shape {tuple(expected.shape)}"
+    return "text" if isinstance(expected, str) else "number"
 
 
 def _state_fault(states: Mapping[object, object]) -> str | None:
