@@ -40,7 +40,7 @@ def parser_of(main: Callable[[list[str]], None]) -> Parser:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parser, "parse_args", parse_args)
         with pytest.raises(ParserFound) as found:
-            main([])
+            main(["--help_all"])
     return found.value.parser
 
 
