@@ -6,10 +6,9 @@ what the label of a patch is about, so the map has one pixel for each square.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -23,14 +22,11 @@ from scipy.special import expit
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
+from pcam.evaluation.large_image import CELL_SIZE, LargeImage, Strip, open_image
 from pcam.evaluation.patch_scores import Classify, progress_bar
 from pcam.evaluation.sheets import shortened
-from pcam.extras import import_extra
 from pcam.outputs import PNG, TIFF, check_output
-from pcam.patches import CENTRE_START, CENTRE_STOP, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
-
-CELL_SIZE: Final = CENTRE_STOP - CENTRE_START
-"""The distance between two windows in pixels: the side of a square, a third of the side of a window."""
+from pcam.patches import MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
 
 MINIMUM_SATURATION: Final = 0.07
 """A window is background if its largest saturation, 0..1, is below this.
@@ -46,109 +42,14 @@ With it, 21 of 10,000 real patches are background, all of them normal; the pales
 0.28.
 """
 
-COARSEST: Final = 10.0
-"""If a file says more micrometres per pixel, this is the resolution of a screen or printer (72 dpi are 353 um), not of
-a scan."""
-
 PICTURE_SIZE: Final = 2000
 """The number of pixels, at most, of the longer side of the image in the picture of a score map."""
 
 UNSCORED_COLOR: Final = "#f4a582"
 """The colour of squares without a score in the picture: one that the scores' colours do not have."""
 
-Strip = UInt8[np.ndarray, "32 width 3"]
 ScoreMap = Float32[np.ndarray, "rows columns"]
 """The score of each square of 32x32 pixels, 0..1; NaN for background and for the border."""
-
-
-@dataclass(frozen=True)
-class LargeImage:
-    """An image at 0.972 um per pixel, which is read strip by strip.
-
-    Args:
-        path: The file.
-        pixels: The image as a `pyvips.Image`, which decodes it when it is read.
-    """
-
-    path: Path
-    pixels: Any
-    """A `pyvips.Image`."""
-
-    @property
-    def rows(self) -> int:
-        """The number of whole squares in the height."""
-        return int(self.pixels.height) // CELL_SIZE
-
-    @property
-    def columns(self) -> int:
-        """The number of whole squares in the width."""
-        return int(self.pixels.width) // CELL_SIZE
-
-    def strips(self) -> Iterator[Strip]:
-        """Decode the rows of squares from top to bottom. This works once, because a file is read forwards only.
-
-        Yields:
-            Shape (32, 32 columns, 3), values 0..255.
-
-        Raises:
-            UserError: If the file is damaged.
-        """
-        pyvips = import_extra("pyvips", "tile")
-        region, width = pyvips.Region.new(self.pixels), self.columns * CELL_SIZE
-        for row in range(self.rows):
-            try:
-                strip = region.fetch(0, row * CELL_SIZE, width, CELL_SIZE)
-            except pyvips.Error as error:
-                raise _unreadable(self.path, error) from error
-            yield np.frombuffer(strip, dtype=np.uint8).reshape(CELL_SIZE, width, 3)
-
-
-def open_image(path: Path, mpp: float | None) -> LargeImage:
-    """Open an image and resize it to 0.972 um per pixel.
-
-    Args:
-        path: A PNG, TIFF or JPEG file in 8-bit RGB.
-        mpp: Its micrometres per pixel; None takes the file's own resolution.
-
-    Returns:
-        The image.
-
-    Raises:
-        UserError: If it cannot be read, does not say its resolution, or is smaller than a window.
-    """
-    pyvips = import_extra("pyvips", "tile")
-    if not path.is_file():
-        raise UserError(f"Expected an image (PNG, TIFF or JPEG) at {path}, but there is no such file; correct --input.")
-    try:
-        pixels = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="warning")
-    except pyvips.Error as error:
-        raise _unreadable(path, error) from error
-    if (pixels.bands, pixels.format) != (3, "uchar"):
-        raise UserError(
-            f"Expected an image in 8-bit RGB, but {path} has {pixels.bands} channels of type {pixels.format}; "
-            f"convert it."
-        )
-    across, down = (mpp, mpp) if mpp is not None else (1000 / pixels.xres, 1000 / pixels.yres)
-    if mpp is None and max(across, down) > COARSEST:
-        raise UserError(
-            f"Expected {path} to say how many micrometres a pixel is, but found no resolution of a scan "
-            f"({across:.0f} um per pixel); give it with --mpp."
-        )
-    scales = across / MICROMETRES_PER_PIXEL, down / MICROMETRES_PER_PIXEL
-    # Half a pixel in a window's side is less than a file's rounding of its resolution may do.
-    if max(abs(scale - 1) for scale in scales) * PATCH_SIZE > 0.5:
-        pixels = pixels.resize(scales[0], vscale=scales[1])
-    if min(pixels.width, pixels.height) < PATCH_SIZE:
-        raise UserError(
-            f"Expected an image of at least {PATCH_SIZE}x{PATCH_SIZE} pixels at {MICROMETRES_PER_PIXEL} um each, but "
-            f"{path} has {pixels.width}x{pixels.height} of them; choose another, or correct --mpp."
-        )
-    return LargeImage(path, pixels)
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(f"Expected an image (PNG, TIFF or JPEG) in {path}, but it cannot be read ({reason}); replace it.")
 
 
 def score_map(strips: Iterable[Strip], classify: Classify, batch_size: int) -> ScoreMap:
@@ -249,11 +150,7 @@ def overlay_figure(image: LargeImage, scores: ScoreMap) -> Figure:
     Returns:
         Two panels in millimetres, a colour bar, and a legend of what has no score.
     """
-    pyvips = import_extra("pyvips", "tile")
-    # The orientation that a camera notes in the file is ignored, as in the map.
-    thumbnail = pyvips.Image.thumbnail(
-        str(image.path), PICTURE_SIZE, height=PICTURE_SIZE, size="down", no_rotate=True
-    ).numpy()
+    thumbnail = image.thumbnail(PICTURE_SIZE)
     millimetres = MICROMETRES_PER_PIXEL / 1000
     width, height = image.pixels.width * millimetres, image.pixels.height * millimetres
     cell = CELL_SIZE * millimetres
@@ -270,7 +167,7 @@ def overlay_figure(image: LargeImage, scores: ScoreMap) -> Figure:
     flat = ListedColormap([UNSCORED_COLOR])
     right.imshow(unscored, extent=extent, cmap=flat, vmin=0, vmax=1, alpha=0.6, interpolation="nearest")
     figure.colorbar(drawn, ax=right, label="score", aspect=min(max(20, 20 * height / width), 60))
-    left.set_title(shortened(image.path.name, 60), parse_math=False)
+    left.set_title(shortened(image.file.path.name, 60), parse_math=False)
     right.set_title(f"Score of tumour in each square of {1000 * cell:.0f} um")
     without = Patch(
         facecolor=UNSCORED_COLOR,

@@ -313,6 +313,18 @@ def test_values_out_of_range_end_with_2(
     assert option.lstrip("-") in sentence(capsys, predict, [str(run), "--input", str(tmp_path), option, value], 2)
 
 
+@pytest.mark.parametrize("mpp", ["1000", "1e9", "inf", "0.001"])
+def test_a_resolution_that_no_scan_has_ends_with_1(
+    mpp: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 96)).save("image.png")
+    said = sentence(capsys, predict, [str(run), "--input", "image.png", "--tile", "--mpp", mpp], 1)
+    assert "Expected --mpp from 0.01 to 10 um per pixel, because" in said
+    assert f"but found {float(mpp):g}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
+
+
 def test_help_says_how_a_list_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         predict(["--help"])

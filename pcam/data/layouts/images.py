@@ -5,7 +5,6 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pcam.data.files import require_file
 from pcam.data.layouts.form import Portion, Split
+from pcam.data.layouts.tiff import CODECS, UNCOMPRESSED, missing_parts, read_pages
 from pcam.errors import UserError
 from pcam.patches import PATCH_SIZE, PatchArray
 
@@ -28,15 +28,6 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Of other formats Pillow does not tell whether it has cut their bits to 8."""
-
-CODECS: Final = {
-    33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA",
-    34934: "JPEG XR", 22610: "JPEG XR", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
-}  # fmt: skip
-"""Compressions of TIFF that Pillow never decodes, or only if it was built so, by their numbers.
-
-Source: libtiff 4.7, tiff.h; Aperio's and Hamamatsu's files for 33003, 33005 and 22610.
-"""
 
 
 def is_image(name: str) -> bool:
@@ -152,7 +143,8 @@ def _require_patch(image: Image.Image, where: str) -> None:
         found = f"{channels} channels"
     if found is not None:
         raise UserError(f"Expected patches in 8-bit RGB, but {where} has {found}; convert it or remove it.")
-    if isinstance(image, TiffImageFile) and _is_sparse(image):
+    # Where no offset is, Pillow would read the file's own header.
+    if isinstance(image, TiffImageFile) and missing_parts(image.tag_v2).any():
         raise UserError(
             f"Expected an image in {where}, but it is a sparse TIFF, some of whose tiles or strips are not stored; "
             f"write it again as a whole, or remove it."
@@ -162,15 +154,6 @@ def _require_patch(image: Image.Image, where: str) -> None:
             f"Expected one image in {where}, but found {getattr(image, 'n_frames', 2)} (animation or pages); keep the "
             f"one that is meant, or remove it."
         )
-
-
-def _is_sparse(image: TiffImageFile) -> bool:
-    """Look for parts of a TIFF that were never written: where no offset is, Pillow would read the file's own header."""
-    tags = image.tag_v2
-    parts = [tags[tag] for tag in (Base.TileOffsets, Base.StripOffsets) if tag in tags]
-    if tags.get(Base.Compression, 1) != 1:  # of what is not compressed, some programs leave the lengths out
-        parts += [tags[tag] for tag in (Base.TileByteCounts, Base.StripByteCounts) if tag in tags]
-    return any(0 in numbers for numbers in parts)
 
 
 def _why_not(source: Path | io.BytesIO, error: Exception) -> str:
@@ -185,13 +168,7 @@ def _why_not(source: Path | io.BytesIO, error: Exception) -> str:
 def _compression(source: Path | io.BytesIO) -> int:
     """Read the number of a TIFF's compression; 0 if it is not to be found."""
     try:
-        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
-            stream.seek(0)
-            start = stream.read(8)
-            directory = ImageFileDirectory_v2(start + stream.read(8) if start[2] == 43 else start)
-            stream.seek(directory.next)
-            directory.load(stream)
-        return int(directory.get(Base.Compression, 0))
+        return int(read_pages(source)[0].get(Base.Compression, UNCOMPRESSED))
     except Exception:  # as in `decode_image`, and of damage that is in the tags themselves
         return 0
 
