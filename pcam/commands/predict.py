@@ -55,7 +55,7 @@ def predict(
         tile: Score a larger image on a grid of 96x96 windows, 32 pixels apart, at 0.972 um per pixel. Each pixel of
             the map has the score of the window around it, which is about one 32x32 square of the image. It is NaN for
             background, and for the border of one square, which is in the centre of no window.
-        mpp: The micrometres per pixel of the image with --tile, instead of those that its file says.
+        mpp: The micrometres per pixel of the image with --tile, 0.01 to 10, instead of those that its file says.
         batch_size: The number of patches that are classified at once, 1 to 65,536.
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.
