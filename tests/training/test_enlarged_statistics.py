@@ -103,8 +103,8 @@ class Enlarging(torch.nn.Module):
 def test_a_network_of_ones_own_may_evaluate_enlarged_patches(patch_root: Path, cache_dir: Path) -> None:
     network = Enlarging()
     trainer = Trainer(
-        max_steps=1, val_check_interval=1, limit_val_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_steps=1, val_check_interval=1, limit_val_batches=1, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = PCamDataModule(patch_root, batch_size=4, cache_dir=cache_dir)
     trainer.fit(PatchClassifier(network, torch.optim.SGD), data)
