@@ -18,6 +18,15 @@ from tests.conftest import REPOSITORY
 DEMO = ["--config", str(REPOSITORY / "configs" / "demo.yaml")]
 
 
+def exit_code(main: Callable[[list[str]], None], args: list[str]) -> object:
+    """Run a script in this process, and return its exit code; a traceback is not caught."""
+    try:
+        main(args)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
 def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], args: list[str], code: int) -> str:
     """Run a script that must fail, and return the last line of what it says."""
     with pytest.raises(SystemExit) as ended:

@@ -11,7 +11,7 @@ import torch
 from pcam.commands.train import main as train
 from pcam.door import front_door
 from pcam.errors import StoppedError
-from pcam.models import BaselineCNN
+from pcam.models.normalization import Normalization
 from pcam.training import PatchClassifier
 from tests.scripts.signals import COMMANDS, send
 from tests.scripts.test_life import interrupt
@@ -66,7 +66,7 @@ def test_a_signal_before_the_first_step_ends_training_and_leaves_no_run_folder(
         os.kill(os.getpid(), number)
 
     place, name = {
-        "network": (BaselineCNN, "__init__"),
+        "network": (Normalization, "__init__"),
         "setup": (PatchClassifier, "on_fit_start"),
         "sanity check": (PatchClassifier, "validation_step"),
         "optimizer": (PatchClassifier, "make_optimizer"),
