@@ -31,8 +31,9 @@ def evaluate(
     """Measure trained classifiers on the valid split, and on another split if asked for, and compare them.
 
     The thresholds and the temperature are always chosen on the valid split. The command writes `metrics.json`,
-    `predictions.csv`, figures and TensorBoard events to `RUN/evaluation/<split>/`, and prints tables. If there are
-    several runs, or several variants of one, the comparison of them goes to `<split>_comparison/` in the first run.
+    `predictions.csv` and figures to `RUN/evaluation/<split>/`, with TensorBoard events unless the run itself shows the
+    same (the valid split, without options), and prints tables. If there are several runs, or several variants of one,
+    the comparison of them goes to `<split>_comparison/` in the first run.
 
     Args:
         runs: The run folders.

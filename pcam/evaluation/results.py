@@ -208,14 +208,21 @@ def _figures(system: System, split: SplitName, choices: Choices, measurement: Me
 def _write_figures(
     output: Path, tag: str, figures: Mapping[str, Figure], scalars: Mapping[str, float], step: int
 ) -> None:
-    """Write figures as PNG, and figures and scalars for TensorBoard, which shows the folder as a run of its own."""
+    """Write figures as PNG, and figures and scalars for TensorBoard, which shows the folder as a run of its own.
+
+    Not those of the valid split as the run was trained: the run itself shows them at the step of the checkpoint, and
+    TensorBoard's list of runs would be twice as long.
+    """
     for stale in output.glob("events.out.tfevents.*"):
         stale.unlink()
+    for name, figure in figures.items():
+        with atomic_path(output / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    if output.name == "valid":
+        return
     with SummaryWriter(output) as writer:
-        for name, figure in figures.items():
-            with atomic_path(output / f"{name}.png") as temporary:
-                figure.savefig(temporary, format="png", dpi=150)
-                pixels = np.asarray(Image.open(temporary).convert("RGB"))
+        for name in figures:
+            pixels = np.asarray(Image.open(output / f"{name}.png").convert("RGB"))
             writer.add_image(f"{tag}/{name}", pixels, step, dataformats="HWC")  # faster than drawing the figure again
         for name, value in scalars.items():
             if not math.isnan(value):

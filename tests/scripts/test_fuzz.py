@@ -51,6 +51,7 @@ VALUES = st.one_of(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # a warning is no traceback
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(option=st.sampled_from(OPTIONS), value=VALUES)
 def test_an_option_with_any_value_trains_or_is_refused_and_then_leaves_no_run(
@@ -124,6 +125,7 @@ DAMAGES: dict[str, Callable[[str, bytes, object, random.Random], bytes]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # a warning is no traceback
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(name=st.sampled_from(FILES), damage=st.sampled_from(sorted(DAMAGES)), value=PLAIN, seed=st.integers(0, 2**32))
 def test_a_damaged_file_of_a_run_is_used_or_refused_in_a_sentence(

@@ -11,6 +11,7 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pcam.commands.evaluate import main as evaluate
 from pcam.commands.train import main as train
@@ -98,7 +99,10 @@ def test_tensorboard_has_curves_figures_and_hyperparameters(cnn_run: Path) -> No
     for tag in ("val/roc", "val/precision_recall", "val/patches"):
         assert [image.step for image in found.Images(tag)] == list(range(6, STEPS + 1, 6))
     assert "custom_scalars__config__" in found.summary_metadata
-    assert "_hparams_/experiment" in found.summary_metadata
+    content = found.summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = HParamsPluginData.FromString(content).experiment
+    assert experiment.metric_infos[0].name.tag == "best/val/auroc"
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {"optimizer/lr", "seed"}  # shown first
     assert "best/val/auroc" in scalars(cnn_run)
 
 
@@ -223,6 +227,7 @@ def test_evaluating_writes_metrics_predictions_and_figures(
     assert dict(zip(table["id"], table["group"], strict=True)) == dict(
         zip(store.ids(), store.pixel_hashes(), strict=True)
     )
+    assert bool(list(output.glob("events.*"))) == (split != "valid")  # the run itself shows the valid split
     if split == "valid":
         logged = pd.read_csv(cnn_run / "metrics.csv").set_index("step").loc[record["step"]]
         assert record["metrics"]["auroc"] == pytest.approx(logged["val/auroc"], abs=1e-6)
