@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, Protocol
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from pcam.errors import REFUSALS, ConfigError, StoppedError, UserError
+from pcam.errors import REFUSALS, SIGNALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
 from pcam.terminal import printable
@@ -93,10 +93,6 @@ def _check_working_directory() -> None:
             "Expected to be started in a folder, but found that the working directory has been deleted; change to "
             "another with cd."
         ) from error
-
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that ask a command to end: Ctrl-C, `kill` and a closed terminal."""
 
 
 @contextmanager

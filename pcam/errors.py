@@ -1,6 +1,7 @@
 """What ends a command without being a bug."""
 
 import errno
+import signal
 from typing import Final
 
 REFUSALS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -17,6 +18,10 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A config or a command line that is wrong in itself; the command line ends with exit code 2."""
+
+
+SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that ask a command to end: Ctrl-C, `kill` and a closed terminal, which Windows does not have."""
 
 
 class StoppedError(BaseException):

@@ -17,7 +17,7 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pcam.atomic import atomic_path
-from pcam.errors import StoppedError, UserError
+from pcam.errors import SIGNALS, StoppedError, UserError
 from pcam.run_folder import RunFolder
 from pcam.shipped import find_config
 from pcam.study.plan import Plan, Run
@@ -228,7 +228,7 @@ def _train(
                 advance(_last_step(folder, run))
             if received and not forwarded:
                 # A closed terminal is no reason to lose the steps since the last checkpoint.
-                process.send_signal(signal.SIGTERM if received[0] == signal.SIGHUP else received[0])
+                process.send_signal(signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM)
                 forwarded = True
 
 
@@ -294,16 +294,14 @@ def _lock(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the signals SIGINT, SIGTERM and SIGHUP in a list, instead of ending at once."""
+    """Collect the signals that ask a command to end in a list, instead of ending at once."""
     received: list[int] = []
 
     def note(signal_number: int, frame: FrameType | None) -> None:
         received.append(signal_number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup leaves SIGHUP
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield received
     finally:

@@ -6,7 +6,7 @@ from types import FrameType
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from pcam.errors import StoppedError
+from pcam.errors import SIGNALS, StoppedError
 from pcam.run_folder import RunFolder
 from pcam.training.checkpoints import prepare_last, validation_is_due
 
@@ -31,7 +31,7 @@ class Interruption(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen; Lightning puts the earlier handlers back when training ends."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
                 signal.signal(number, self._note)
 
