@@ -94,8 +94,10 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         self.network = deepcopy(network).float().eval().requires_grad_(False)
         self.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-        for layers in [module for module in self.network.modules() if isinstance(module, nn.Sequential)]:
-            _fuse(layers, self.dtype)
+        # oneDNN's ReLU makes 0 of NaN on some processors: a network that has diverged would have finite logits.
+        if all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values()):
+            for layers in [module for module in self.network.modules() if isinstance(module, nn.Sequential)]:
+                _fuse(layers, self.dtype)
 
     @torch.no_grad()
     def forward(self, patches: Patches) -> Logits:
@@ -183,9 +185,7 @@ class _FusedConvolution(nn.Module):
         super().__init__()
         self.convolution = convolution
         self.activation = activation
-        # Of weights that are no numbers the kernel makes 0: its ReLU takes NaN for that on some processors.
-        finite = all(bool(weight.isfinite().all()) for weight in convolution.parameters())
-        usable = finite and (convolution.weight.dtype != torch.bfloat16 or has_fast_bfloat16())
+        usable = convolution.weight.dtype != torch.bfloat16 or has_fast_bfloat16()
         self._kernel = _cpu_kernel() if usable else None
         self._clamp: tuple[str, list[float]] = ("none", []) if activation is None else ("relu", [])
         if isinstance(activation, nn.ReLU6):

@@ -151,3 +151,10 @@ def test_a_size_that_the_network_was_not_trained_for_is_refused() -> None:
         EvaluationSettings(enlarged_sizes=[160]).network(MobileNetV2(None, dropout=0.0, enlarged_sizes=[128]))
     with pytest.raises(UserError, match=r"batch-norm statistics for \(\[\]\), but found \[128\]"):
         EvaluationSettings(enlarged_sizes=[128]).network(BaselineCNN())
+
+
+def test_weights_that_are_no_numbers_give_logits_that_are_none() -> None:
+    network = BaselineCNN()
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    assert InferenceNetwork(network)(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).isnan().all()

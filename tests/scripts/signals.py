@@ -156,8 +156,10 @@ def send(signals: Mapping[str, int], seed: int, folder: Path) -> Counter[str]:
             stopped.mkdir()
             process = place.start(command, stopped)
             time.sleep(rng.uniform(0, duration))
+            too_late = process.poll() is not None
             process.send_signal(signal.SIGTERM)
             ended = check(stopped, command, process.wait(timeout=120), patches=sum(COUNTS["valid"]))
+            assert too_late == (ended == "done"), f"{command} went on after the signal"
             counts[f"{command} {ended}"] += 1
             shutil.rmtree(stopped)
     return counts
