@@ -1,11 +1,15 @@
 """What a config may not have, although YAML has it: repeated keys, of which readers take the last, and aliases."""
 
 from pathlib import Path
+from typing import Final
 
 import yaml
 
 from pcam.atomic import is_stream
 from pcam.errors import ConfigError
+
+DEEPEST: Final = 50
+"""Levels of a config, one within the other; a reader takes ever longer for deeper ones."""
 
 
 def check_yaml(path: Path) -> None:
@@ -60,6 +64,11 @@ def _check_events(path: Path) -> None:
         starts = isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
         if not starts and open_parts and (part := open_parts[-1]) is not None:
             open_parts[-1] = (part[0], not part[1])  # a key is followed by a value, and a whole value by a key
+        if starts and len(open_parts) == DEEPEST:
+            raise ConfigError(
+                f"Expected a config that is at most {DEEPEST} levels deep, but {path} is deeper in line {line}; correct "
+                f"it."
+            )
         if isinstance(event, yaml.MappingStartEvent):
             open_parts.append(({}, True))
         elif isinstance(event, yaml.SequenceStartEvent):
