@@ -66,8 +66,8 @@ def _check_events(path: Path) -> None:
             open_parts[-1] = (part[0], not part[1])  # a key is followed by a value, and a whole value by a key
         if starts and len(open_parts) == DEEPEST:
             raise ConfigError(
-                f"Expected a config that is at most {DEEPEST} levels deep, but {path} is deeper in line {line}; correct "
-                f"it."
+                f"Expected a config that is at most {DEEPEST} levels deep, but {path} is deeper in line {line}; "
+                f"correct it."
             )
         if isinstance(event, yaml.MappingStartEvent):
             open_parts.append(({}, True))
