@@ -72,18 +72,20 @@ class Predictions:
     def write(self, path: Path, *, compact: bool = False) -> None:
         """Write a CSV with the columns id, label, logit, score, group and, where slides are known, slide.
 
-        The nine digits of a logit determine its float32, so that `read` gives back every bit, and the same predictions
-        always give the same bytes.
+        `read` gives back every bit of the logits, and the same predictions always give the same bytes.
 
         Args:
             path: The file; compressed with gzip if its name ends with `.gz`. It is replaced only when the new one is
                 whole.
-            compact: Whether to keep the order of the predictions, and to leave out the column score, which follows from
-                the logit. Otherwise the rows are in the order of the ids, where a reader finds a patch.
+            compact: Whether to keep the order of the predictions, to write logits with nine digits, which determine a
+                float32, and to leave out the column score, which follows from the logit. Otherwise the rows are in the
+                order of the ids, where a reader finds a patch.
         """
-        columns = {"id": self.ids, "label": self.labels, "logit": [f"{logit:.9g}" for logit in self.logits]}
-        if not compact:
-            columns["score"] = self.scores
+        columns = {"id": self.ids, "label": self.labels}
+        if compact:
+            columns["logit"] = [f"{logit:.9g}" for logit in self.logits]
+        else:
+            columns |= {"logit": self.logits.astype(np.float64), "score": self.scores}
         columns["group"] = self.groups
         if self.slides is not None:
             columns["slide"] = self.slides

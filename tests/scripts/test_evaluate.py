@@ -111,16 +111,17 @@ def test_tensorboard_has_a_line_of_its_own_and_the_run_is_left_alone(run: Path) 
         return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "evaluation" not in path.parts}
 
     before = contents()
-    evaluate([str(run)])
-    first = (run / "evaluation" / "valid" / "metrics.json").read_bytes()
-    evaluate([str(run)])
-    assert (run / "evaluation" / "valid" / "metrics.json").read_bytes() == first  # every draw is seeded
+    evaluate([str(run), "--split", "test"])
+    first = (run / "evaluation" / "test" / "metrics.json").read_bytes()
+    evaluate([str(run), "--split", "test"])
+    assert (run / "evaluation" / "test" / "metrics.json").read_bytes() == first  # every draw is seeded
     assert contents() == before
-    accumulator = EventAccumulator(str(run / "evaluation" / "valid"))
+    assert not list((run / "evaluation" / "valid").glob("events.*"))  # the run itself shows the valid split
+    accumulator = EventAccumulator(str(run / "evaluation" / "test"))
     accumulator.Reload()
     for name in FIGURES:
-        assert [image.step for image in accumulator.Images(f"evaluation/valid/{name}")] == [2]  # once, not twice
-    (auroc,) = accumulator.Scalars("evaluation/valid/auroc")
+        assert [image.step for image in accumulator.Images(f"evaluation/test/{name}")] == [2]  # once, not twice
+    (auroc,) = accumulator.Scalars("evaluation/test/auroc")
     assert auroc.value == pytest.approx(json.loads(first)["metrics"]["auroc"])
 
 

@@ -171,6 +171,10 @@ def test_channels_may_come_first_and_the_file_lie_elsewhere(option: str, run: Pa
     assert not (run / "export").exists()
 
 
+OF_YESTERDAY = {"onnx": b"\x08 of yesterday", "safetensors": b"\x02\0\0\0\0\0\0\0{} of yesterday"}
+"""What files of these kinds begin with."""
+
+
 @pytest.mark.parametrize("wrong", [0.01, float("nan")])
 @pytest.mark.parametrize("file_format", ["onnx", "safetensors"])
 def test_a_file_that_answers_otherwise_is_not_kept(
@@ -191,12 +195,12 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     monkeypatch.setattr("pcam.data.PCamDataModule.packed", lambda datamodule, split: store)
     export_folder = run / "export"
     export_folder.mkdir()
-    (export_folder / f"model.{file_format}").write_bytes(b"of yesterday")
+    (export_folder / f"model.{file_format}").write_bytes(OF_YESTERDAY[file_format])
     said = sentence(capsys, export, [str(run), "--format", file_format], 1)
     assert f"Expected the scores of model.{file_format} to differ from the checkpoint's by 1e-04 at most" in said
     assert f"found {wrong:.1e} on 4 patches of the valid split; nothing is left of it" in said
     assert names(export_folder) == {f"model.{file_format}"}
-    assert (export_folder / f"model.{file_format}").read_bytes() == b"of yesterday"
+    assert (export_folder / f"model.{file_format}").read_bytes() == OF_YESTERDAY[file_format]
 
 
 def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
