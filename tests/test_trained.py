@@ -78,6 +78,7 @@ def test_the_logits_are_those_of_the_network_in_evaluation(run: TrainedRun) -> N
     np.testing.assert_allclose(run.logits(patches), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_symmetries_do_not_tell_a_patch_from_its_mirror_image(run: TrainedRun) -> None:
     patches = run.data.packed("valid").patches[:4]
     mirrored = patches[:, :, ::-1]
@@ -87,6 +88,7 @@ def test_symmetries_do_not_tell_a_patch_from_its_mirror_image(run: TrainedRun) -
     np.testing.assert_allclose(run.logits(patches, tta=True), whole[:4], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_settings_of_loading_hold_until_a_call_says_otherwise(run: TrainedRun, run_path: Path) -> None:
     patches = run.data.packed("valid").patches[:4]
     averaged = TrainedRun.load(run_path, device="cpu", tta=True)
@@ -107,6 +109,7 @@ def test_after_a_change_of_weights_the_logits_are_of_the_new_ones(run_path: Path
     np.testing.assert_allclose(run.logits(patches), before + 1, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_batch_norm_can_be_estimated_again(run: TrainedRun, run_path: Path) -> None:
     patches = run.data.packed("valid").patches[:4]
     again = TrainedRun.load(run_path, device="cpu", reestimate_bn=True)
@@ -118,6 +121,7 @@ def test_batch_norm_can_be_estimated_again(run: TrainedRun, run_path: Path) -> N
     assert np.array_equal(loaded.logits(patches), again.logits(patches))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_opening_and_using_a_run_changes_nothing_of_the_process(run_path: Path) -> None:
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 

@@ -75,6 +75,7 @@ def test_an_empty_list_is_refused() -> None:
         pass
 
 
+@pytest.mark.slow  # takes some seconds
 def test_memory_does_not_grow_with_the_length_of_a_list(tmp_path: Path) -> None:
     path = bytes(write_image(tmp_path / "one.png")) + b"\n"
     tracemalloc.start()

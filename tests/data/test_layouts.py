@@ -347,6 +347,7 @@ def test_control_characters_in_names_are_escaped_in_messages(tmp_path: Path) -> 
         find_layout(tmp_path)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_looking_at_data_needs_no_lightning() -> None:
     command = "import sys, pcam.data.layouts, pcam.data.inputs; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False, cwd=REPOSITORY).returncode == 0

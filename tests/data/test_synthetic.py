@@ -90,6 +90,7 @@ def test_classes_differ_in_and_round_the_centre_only(twins: tuple[Masked, Masked
     assert (normal[:, CENTRE, CENTRE] != tumour[:, CENTRE, CENTRE]).any(axis=(1, 2, 3)).all()
 
 
+@pytest.mark.slow  # takes some seconds
 def test_mean_colour_does_not_tell_the_classes_apart(many: Labelled) -> None:
     patches, labels = many
     assert cross_validated_auroc(patches.mean(axis=(1, 2)), labels) < 0.6

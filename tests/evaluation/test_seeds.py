@@ -98,6 +98,7 @@ def test_equivalence_needs_the_interval_within_the_margin() -> None:
     assert Inference(0.011, 0.001, 20.0).p_equivalence(0.01) > 0.5
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(0)
     made = Inference(0.0, 0.004, 1000.0)

@@ -69,6 +69,7 @@ def test_the_covariance_of_means_is_that_of_a_paired_t_test() -> None:
     assert (means[0] - means[1]) / error == pytest.approx(expected.statistic)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_delong_agrees_with_the_bootstrap() -> None:
     labels, first, second = two_classifiers(600, seed=2, better=0.1)
     _, covariance = delong_covariance(labels, np.stack([first, second]), each(labels))
@@ -92,6 +93,7 @@ def clustered(seed: int, slides: int = 40) -> tuple[np.ndarray, np.ndarray, list
     return labels, logits, [f"slide {number}" for number in numbers]
 
 
+@pytest.mark.slow  # takes some seconds
 def test_patches_of_a_slide_count_together_as_in_the_bootstrap() -> None:
     labels, logits, slides = clustered(seed=1)
     aurocs, covariance = delong_covariance(labels, logits, slides)

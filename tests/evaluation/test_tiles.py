@@ -82,6 +82,7 @@ def test_a_finer_image_is_brought_to_the_size_of_patches(given: bool, tmp_path: 
     assert scores == pytest.approx(expected, abs=0.01, nan_ok=True)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_memory_does_not_grow_with_the_height() -> None:
     def strips() -> Iterator[NDArray[np.uint8]]:
         for row in range(300):

@@ -85,6 +85,7 @@ def test_with_one_seed_auroc_is_delongs_test(sides: tuple[Side, Side]) -> None:
     assert compare(first, second, "auroc").p_difference() == pytest.approx(expected.p)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_with_one_seed_average_precision_agrees_with_an_independent_bootstrap(sides: tuple[Side, Side]) -> None:
     first, second = (Side(side.runs[:1], side.reading) for side in sides)
     one, other = (score(side.runs[0]) for side in (first, second))

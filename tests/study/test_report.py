@@ -128,6 +128,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(folder: StudyF
     assert "<made up>" not in text
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
     label = "a|b *c* <script>alert(1)</script> $\\frac{$ [d](javascript:e)\nf"
     plan = replace(PLAN, arms=dict(PLAN.arms) | {"good": replace(PLAN.arms["good"], label=label)})
@@ -144,6 +145,7 @@ def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
     assert "<td>a|b *c* &lt;script&gt;alert(1)&lt;/script&gt; $\\frac{$ [d](javascript:e) f</td>" in text
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_same_results_give_the_same_bytes(folder: StudyFolder, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.report.rglob("*") if path.is_file()}
     write_report(PLAN, folder)
@@ -197,6 +199,7 @@ def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
     assert names == {f"{stem}.{ending}" for stem in stems for ending in ("svg", "png")}
 
 
+@pytest.mark.slow  # takes some seconds
 def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Path) -> None:
     made = StudyFolder(tmp_path)
     plan = replace(
@@ -231,6 +234,7 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
         run.logits("stain_shifted")
 
 
+@pytest.mark.slow  # takes some seconds
 def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
     made = StudyFolder(tmp_path)
     make_run(made, Run("good", 1), 1.0)
@@ -246,6 +250,7 @@ def test_a_study_without_a_run_has_no_report(tmp_path: Path) -> None:
         write_report(PLAN, StudyFolder(tmp_path))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path, folder: StudyFolder) -> None:
     made = StudyFolder(tmp_path)
     slides = [f"0{index % 20}" for index in range(PATCHES)]

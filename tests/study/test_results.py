@@ -61,6 +61,7 @@ def test_runs_on_other_patches_are_refused(tmp_path: Path) -> None:
         write_report(replace(PLAN, split="test"), made)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_runs_of_another_arm_are_refused(tmp_path: Path) -> None:
     made = StudyFolder(tmp_path)
     make_run(made, Run("good", 1), 1.0)

@@ -65,6 +65,7 @@ def test_training_is_bit_identical_with_and_without_it(patch_root: Path, cache_d
 
 
 @pytest.mark.parametrize("own", [0.1, 0.001])
+@pytest.mark.slow  # takes some seconds
 def test_each_reading_is_what_a_training_with_that_momentum_gives(
     own: float, patch_root: Path, cache_dir: Path, tmp_path: Path
 ) -> None:

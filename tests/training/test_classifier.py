@@ -134,6 +134,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["BaselineCNN", "MobileNetV2"])
+@pytest.mark.slow  # takes some seconds
 def test_the_fast_path_gives_the_losses_of_the_plain_one(
     kind: str, patch_root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

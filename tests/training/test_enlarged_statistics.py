@@ -29,6 +29,7 @@ def train(root: Path, cache_dir: Path, **options: Any) -> tuple[PatchClassifier,
     return classifier, data, trainer
 
 
+@pytest.mark.slow  # takes some seconds
 def test_statistics_are_those_of_enlarged_training_patches_and_training_is_as_without(
     patch_root: Path, cache_dir: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_frozen_network_keeps_imagenets_statistics(patch_root: Path, cache_dir
     assert all(torch.equal(*pair) for pair in zip(own, enlarged, strict=True))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_trainer_that_knows_nothing_of_enlarged_patches_estimates_their_statistics_too(
     patch_root: Path, cache_dir: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_trainer_of_ones_own_records_all_that_a_command_records(
         assert torch.equal(trained.network.state_dict()[name], value)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_recorded_run_is_resumed_bit_for_bit(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
     runs = []
     for name, stops in {"whole": [6], "resumed": [3, 6]}.items():
