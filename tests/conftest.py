@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,14 @@ TENSOR_MODULES = [
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 # Now, and not within a test: its log writes to the standard error of the moment when it is imported.
 importlib.import_module("lightning.pytorch")
+
+# What the tests were started from may ignore signals, as shells do for a command in the background, and nohup. The
+# commands then ignore them too, and the processes that tests start inherit it.
+for _number, _handler in {
+    signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL
+}.items():  # fmt: skip
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 REPOSITORY = Path(__file__).parent.parent
 COUNTS = {"train": (44, 40), "valid": (14, 11), "test": (6, 9)}
