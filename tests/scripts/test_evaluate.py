@@ -72,6 +72,7 @@ def predictions_of(output: Path) -> pd.DataFrame:
     return pd.read_csv(output / "predictions.csv", dtype={"group": str})
 
 
+@pytest.mark.slow  # takes some seconds
 def test_numbers_follow_from_the_predictions_and_thresholds_from_valid(run: Path) -> None:
     evaluate([str(run), "--split", "test"])
     valid, test = (predictions_of(run / "evaluation" / split) for split in ("valid", "test"))
@@ -106,6 +107,7 @@ def test_slides_are_what_intervals_count_where_they_are_known(tmp_path: Path) ->
     assert (bootstrap["of"], bootstrap["units"]) == ("slides", found["slide"].nunique())
 
 
+@pytest.mark.slow  # takes some seconds
 def test_tensorboard_has_a_line_of_its_own_and_the_run_is_left_alone(run: Path) -> None:
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "evaluation" not in path.parts}
@@ -133,6 +135,7 @@ def test_without_being_asked_for_the_test_split_is_not_read(run: Path, tmp_path:
     assert record_of(run / "evaluation" / "valid")["patches"] == 13
 
 
+@pytest.mark.slow  # takes some seconds
 def test_tta_averages_the_scores_of_the_eight_symmetries(run: Path) -> None:
     evaluate([str(run), "--tta"])
     assert not (run / "evaluation" / "valid").exists()
@@ -196,6 +199,7 @@ def test_re_estimated_batch_norm_is_measured_beside_the_run(mobilenet_run: Path)
     assert record["mean_over_seeds"] is None  # two readings of one run are no two seeds
 
 
+@pytest.mark.slow  # takes some seconds
 def test_one_class_is_said_and_never_zero(
     run: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +261,7 @@ def test_a_network_without_batch_norm_has_none_to_re_estimate(run: Path, capsys:
     )
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_sizes_that_patches_are_evaluated_at_can_be_chosen(
     patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +279,7 @@ def test_the_sizes_that_patches_are_evaluated_at_can_be_chosen(
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.slow  # takes some seconds
 def test_a_processor_that_is_slow_in_bfloat16_is_said(
     fast: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +290,7 @@ def test_a_processor_that_is_slow_in_bfloat16_is_said(
     assert record_of(run / "evaluation" / "valid_bf16")["classifier"] == "cnn/version_0, bf16"
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_notebook_calls_the_function(run: Path) -> None:
     folders = evaluate_runs([run], "test", tta=True)
     assert folders == [run / "evaluation" / "valid_tta", run / "evaluation" / "test_tta"]

@@ -74,6 +74,7 @@ def record_of(run: Path, split: str = "valid") -> dict:
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.slow  # takes some seconds
 def test_the_measure_is_that_of_every_patch_of_the_split(
     split: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_sheet_has_as_many_of_each_class_with_their_labels_and_scores(run: Pat
     assert np.array_equal(drawn[1][0], patches)  # the draw is seeded
 
 
+@pytest.mark.slow  # takes some seconds
 def test_runs_are_compared_under_names_that_tell_them_apart(
     runs: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_card_has_no_choices_that_are_of_other_weights_or_patches(run: Path, e
 
 
 @pytest.mark.parametrize("option", ["--axis_order", "--layout"])
+@pytest.mark.slow  # takes some seconds
 def test_channels_may_come_first_and_the_file_lie_elsewhere(option: str, run: Path, tmp_path: Path) -> None:
     output = tmp_path / "made" / "lymph.onnx"
     export([str(run), option, "NCHW", "--output", str(output)])
@@ -207,6 +208,7 @@ def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[
     assert "keras" in sentence(capsys, export, [str(run), "--format", "keras"], 2)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_symmetries_can_be_inside_the_model(run: Path) -> None:
     evaluate([str(run), "--tta"])
     evaluate([str(run)])

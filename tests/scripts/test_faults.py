@@ -81,6 +81,7 @@ def test_a_loss_that_is_no_number_ends_training_and_no_checkpoint_holds_it(
             assert torch.isfinite(value).all()
 
 
+@pytest.mark.slow  # takes some seconds
 def test_weights_that_are_no_numbers_after_the_last_step_are_noticed_by_the_validation(
     patch_root: Path,
     cache_dir: Path,
@@ -108,6 +109,7 @@ def test_a_loss_that_is_no_number_at_once_leaves_no_checkpoint(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_checkpoints_do_not_go_by_the_folder_for_temporary_files(
     patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +122,7 @@ def test_checkpoints_do_not_go_by_the_folder_for_temporary_files(
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_run_that_was_moved_keeps_what_is_best(
     whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def test_callbacks_that_log_without_an_epoch_do_no_harm(patch_root: Path, cache_
     assert table["lr-SGD"].dropna().unique().tolist() == [0.01]
 
 
+@pytest.mark.slow  # takes some seconds
 def test_checkpoints_by_the_clock_lose_no_step(
     whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +199,7 @@ def test_the_clock_leaves_a_validation_that_is_due_to_write_the_checkpoint(
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_used_if_asked(
     whole: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -249,6 +254,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(
     assert not (tmp_path / "touched").exists()
 
 
+@pytest.mark.slow  # takes some seconds
 def test_fewer_patches_than_a_batch_train(tmp_path: Path, cache_dir: Path) -> None:
     write_patches(tmp_path / "patches", {"train": (2, 1), "valid": (1, 1)})
     args = arguments("cnn", tmp_path / "patches", tmp_path / "cache", tmp_path / "runs")
@@ -259,6 +265,7 @@ def test_fewer_patches_than_a_batch_train(tmp_path: Path, cache_dir: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["with spaces", "Übergröße €", pytest.param("n" * 255, id="255 bytes")])
+@pytest.mark.slow  # takes some seconds
 def test_folders_with_any_name_train_and_resume(name: str, tmp_path: Path) -> None:
     root = tmp_path / name
     write_patches(root, {"train": (5, 6), "valid": (3, 2)})
@@ -285,6 +292,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not() -> Non
     assert "kills, every run ended as the one that nothing killed" in done.stdout
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_run_whose_data_have_moved_says_so_and_takes_the_new_place(
     whole: Path, patch_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_scheduler_that_ends_before_training_is_refused(
     assert "Expected a scheduler for all 601 steps of training, but found OneCycleLR with total_steps 600; give" in said
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_cache_folder_is_found_from_anywhere(
     patch_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

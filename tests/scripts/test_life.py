@@ -106,6 +106,7 @@ def test_tensorboard_has_curves_figures_and_hyperparameters(cnn_run: Path) -> No
     assert "best/val/auroc" in scalars(cnn_run)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_saved_config_gives_the_same_run(cnn_run: Path, tmp_path: Path) -> None:
     train(["--config", str(cnn_run / "config.yaml"), "--runs_dir", str(tmp_path)])
     again = tmp_path / "cnn" / "version_0"
@@ -171,6 +172,7 @@ def test_an_interrupted_mobilenet_resumes_too(
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_run_goes_on_from_the_checkpoint_of_a_validation(
     cnn_run: Path, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

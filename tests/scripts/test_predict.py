@@ -75,6 +75,7 @@ def test_scores_are_those_of_evaluating(run: Path, expected: pd.DataFrame, folde
     ("options", "suffix"),
     [(["--tta"], "_tta"), (["--precision", "bf16-mixed"], "_bf16"), (["--enlarged_sizes", "[]"], "_at_96")],
 )
+@pytest.mark.slow  # takes some seconds
 def test_predicting_takes_the_settings_of_evaluating(
     options: list[str], suffix: str, run: Path, expected: pd.DataFrame, folder: Path, tmp_path: Path
 ) -> None:

@@ -67,10 +67,10 @@ def test_synthetic_patches_are_written_where_asked(
     )
 
 
-def test_synthetic_patches_need_a_place(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        prepare_data(["synthesize", "--train", "4"])
-    assert "output" in capsys.readouterr().err
+def test_synthetic_patches_go_where_the_demo_looks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare_data(["synthesize", "--train", "4", "--valid", "2", "--test", "2"])
+    assert len(list((tmp_path / "data" / "synthetic").rglob("*.png"))) == 8
 
 
 @pytest.mark.parametrize("place", [["DIR"], ["--root", "DIR"], ["--root=DIR"]])  # the last two are old spellings
