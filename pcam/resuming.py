@@ -1,10 +1,11 @@
 """What `--resume` may change of a run: what is applied is taken, anything else is refused."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pcam.errors import ConfigError, UserError
 from pcam.run_folder import RunFolder
+from pcam.yaml_files import flatten
 
 APPLIED: Final = frozenset(
     {
@@ -29,7 +30,7 @@ def check_changes(before: Mapping[str, Any], after: Mapping[str, Any], run: RunF
     Raises:
         ConfigError: If they differ in what cannot change within a run.
     """
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = flatten(before), flatten(after)
     for key in [*new, *(old.keys() - new.keys())]:
         applied = any(key == name or key.startswith(f"{name}.") for name in APPLIED)
         if not applied and old.get(key) != new.get(key):
@@ -58,11 +59,3 @@ def check_data(run: RunFolder, found: Mapping[str, str], *, allow_other: bool) -
                 f"but found another (fingerprint {fingerprint[:12]}), on which its metrics cannot be compared with "
                 f"those before; bring the files back, or say --allow_other_data if this is meant."
             )
-
-
-def _flatten(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

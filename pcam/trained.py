@@ -299,12 +299,9 @@ def load_weights(network: nn.Module, path: Path, meant_for: str) -> int:
         UserError: If the checkpoint cannot be read, or is of another network.
     """
     contents = load_checkpoint(path)
-    prefix = "network."
+    around = nn.ModuleDict({"network": network})  # as in the classifier, whose weights a checkpoint holds
     try:
-        foreign = [name for name in contents["state_dict"] if not name.startswith(prefix)]
-        if foreign:
-            raise RuntimeError(f"it has weights outside of the network, as {foreign[0]}")
-        network.load_state_dict({name.removeprefix(prefix): value for name, value in contents["state_dict"].items()})
+        around.load_state_dict(contents["state_dict"])
     except RuntimeError as error:
         raise UserError(
             f"Expected {path} to fit {meant_for} ({type(network).__name__}), but its weights are of another "

@@ -1,7 +1,8 @@
-"""What a config may not have, although YAML has it: repeated keys, of which readers take the last, and aliases."""
+"""Configs as YAML files: what they may not have, although YAML has it, and their options by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -73,3 +74,18 @@ def _check_events(path: Path) -> None:
             open_parts.append(({}, True))
         elif isinstance(event, yaml.SequenceStartEvent):
             open_parts.append(None)
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Name each option of a config by its whole path, as a command line does: {"data": {"root": x}} is "data.root".
+
+    Args:
+        config: What a file holds; a list is a value.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import yaml
 
@@ -16,6 +16,7 @@ from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.shipped import find_config
 from pcam.study.readings import Reading
+from pcam.yaml_files import flatten
 
 Override = str | int | float | bool | list[int] | None
 
@@ -68,7 +69,7 @@ class Arm:
             ) from error
         if not isinstance(config, dict):
             raise UserError(f"Expected the config of an experiment at {path}, but found no options in it.")
-        flat = dict(_flatten(config)) | self.overrides
+        flat = flatten(config) | self.overrides
         flat["batch_norm_readings"] = self.batch_norm_readings
         return {key: value for key, value in flat.items() if key not in ("experiment", "seed_everything")}
 
@@ -292,13 +293,3 @@ def _check_name(kind: str, name: str) -> None:
         f"Expected the name of {kind} to be the name of a folder (printable, at most {LONGEST_NAME} bytes, without / "
         f"and \\, and not beginning with -), but found {found}; correct the study's YAML."
     )
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Override]]:
-    flat: list[tuple[str, Override]] = []
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
