@@ -1,13 +1,13 @@
 """The command `pcam`, which `python -m pcam` is too: one of its commands, named by the first word."""
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
 
 import pcam
 from pcam.commands.prepare_data import COMMANDS as DATA_COMMANDS
 from pcam.door import Arguments, first_line, front_door, leave, run_function
+from pcam.terminal import similar_names
 
 MODULES: Final = ("train", "evaluate", "predict", "explain", "export", "study", "configs", "benchmark", "prepare_data")
 """The commands that have a module of their own in `pcam.commands`, with a `main`."""
@@ -29,8 +29,7 @@ def main(args: Arguments = None) -> None:
     elif words[0] in DATA_COMMANDS:
         run_data_command(words)
     else:
-        near = get_close_matches(words[0], [*MODULES, *DATA_COMMANDS], n=3, cutoff=0.4)
-        advice = f"similar ones are {', '.join(near)}" if near else "pcam --help lists them"
+        advice = similar_names(words[0], [*MODULES, *DATA_COMMANDS], "pcam --help lists them", likeness=0.4)
         leave(f"Expected a command of pcam, but found '{words[0]}'; {advice}.", 2)
 
 

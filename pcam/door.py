@@ -14,7 +14,6 @@ import threading
 from argparse import HelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
@@ -25,7 +24,7 @@ from jsonargparse import ArgumentParser
 from pcam.errors import REFUSALS, SIGNALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
-from pcam.terminal import printable
+from pcam.terminal import printable, similar_names
 from pcam.yaml_files import check_yaml
 
 Arguments = Sequence[str] | None
@@ -182,8 +181,9 @@ class Parser(ArgumentParser):
         missing = re.fullmatch(r"the following arguments are required: (.+)", said)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            near = get_close_matches(unknown[1].split()[0].partition("=")[0], options, n=3, cutoff=0.6)
-            advice = f"similar ones are {', '.join(near)}" if near else "--help shows those that there are"
+            advice = similar_names(
+                unknown[1].split()[0].partition("=")[0], options, "--help shows those that there are"
+            )
             said = f"Expected options of {program()}, but found {unknown[1]}; {advice}."
         elif missing:
             said = f"Expected {missing[1]}, without which {program()} cannot run, but found none; --help explains it."

@@ -11,7 +11,6 @@ import shutil
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from jsonargparse import DefaultHelpFormatter
 from pcam.door import Parser, leave, program
 from pcam.run_options import add_run_options
 from pcam.shipped import list_configs
+from pcam.terminal import similar_names
 
 TRAINER_OPTIONS: Final = (
     "max_steps",
@@ -194,6 +194,5 @@ def check_options(words: Sequence[str]) -> None:
         if part in parts and (not name or name.partition(".")[0] in {*parts[part], "help", "seed"}):
             continue
         names = [*known, *(f"--{part}.{name}" for part, options in parts.items() for name in options)]
-        near = get_close_matches(flag, names, n=3, cutoff=0.6)
-        advice = f"similar ones are {', '.join(near)}" if near else "--help shows those that there are"
+        advice = similar_names(flag, names, "--help shows those that there are")
         leave(f"Expected an option of train, but found {flag}; {advice}.", 2)
