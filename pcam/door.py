@@ -14,9 +14,10 @@ import threading
 from argparse import HelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn, Protocol
+from types import FrameType, MappingProxyType
+from typing import Any, Final, NoReturn, Protocol, get_args, get_origin
 
 import docstring_parser
 from jsonargparse import ArgumentParser
@@ -189,21 +190,47 @@ class Parser(ArgumentParser):
             said = f"Expected {missing[1]}, without which {program()} cannot run, but found none; --help explains it."
         leave(said, 2)
 
-    def add_function(self, function: Callable[..., Any], skip: Set[str] = frozenset()) -> None:
+    def add_function(
+        self,
+        function: Callable[..., Any],
+        spelled: Mapping[str, str] = MappingProxyType({}),
+        skip: Set[str] = frozenset(),
+    ) -> None:
         """Add a function's parameters as options, each explained by the function's docstring.
 
         A parameter that is False by default becomes a switch without a value.
 
         Args:
             function: A function that is annotated and documented.
-            skip: Names of parameters that are not added, because they are added in another way.
+            spelled: Parameters that are spelled differently from their names: "--data.root", or "RUN" for an argument
+                without a flag, with several values after it if the parameter is a list.
+            skip: Names of parameters that are not added.
         """
-        parameters = inspect.signature(function).parameters.items()
-        switches = {name for name, parameter in parameters if parameter.default is False} - skip
-        for explained in docstring_parser.parse(function.__doc__ or "").params:
-            if explained.arg_name in switches:
-                self.add_argument(f"--{explained.arg_name}", action="store_true", help=explained.description)
-        self.add_function_arguments(function, as_positional=True, skip={*skip, *switches}, as_group=False)
+        parameters = inspect.signature(function).parameters
+        parsed = docstring_parser.parse(function.__doc__ or "")
+        explained = {found.arg_name: found.description for found in parsed.params}
+        switches = [name for name, parameter in parameters.items() if parameter.default is False and name not in skip]
+        leading = list(takewhile(spelled.__contains__, parameters))
+        for name in leading:
+            self._add_spelled(name, spelled[name], parameters[name], explained[name])
+        for name in switches:
+            self.add_argument(f"--{name}", action="store_true", help=explained[name])
+        self.add_function_arguments(function, as_positional=True, skip={*skip, *switches, *spelled}, as_group=False)
+        for name in spelled:
+            if name not in leading:
+                self._add_spelled(name, spelled[name], parameters[name], explained[name])
+
+    def _add_spelled(self, name: str, spelling: str, parameter: inspect.Parameter, explanation: str | None) -> None:
+        kinds = {"help": explanation, "type": parameter.annotation}
+        lists = [kind for kind in (parameter.annotation, *get_args(parameter.annotation)) if get_origin(kind) is list]
+        if lists:
+            kinds |= {"type": get_args(lists[0])[0], "nargs": "+"}
+        if not spelling.startswith("-"):
+            self.add_argument(name, metavar=spelling, **kinds)
+        elif parameter.default is inspect.Parameter.empty:
+            self.add_argument(spelling, required=True, **kinds)
+        else:
+            self.add_argument(spelling, default=parameter.default, **kinds)
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         """Parse a command line, in which options may have their old spellings.
@@ -259,16 +286,22 @@ def long_description(function: Callable[..., Any]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip())
 
 
-def run_function(function: Callable[..., Any], args: Arguments) -> None:
+def run_function(
+    function: Callable[..., Any], args: Arguments, spelled: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Run a function as a command; its options come from its signature and docstring.
 
     Args:
         function: The command.
         args: The command line.
+        spelled: Parameters whose options are spelled differently from their names, as `Parser.add_function` takes them.
     """
     parser = Parser(prog=program(), description=long_description(function))
-    parser.add_function(function)
-    function(**parser.instantiate(parser.parse_args(args)))
+    parser.add_function(function, spelled)
+    options = parser.instantiate(parser.parse_args(args))
+    names = {name: name for name in inspect.signature(function).parameters}
+    names |= {name: spelling.removeprefix("--") for name, spelling in spelled.items() if spelling.startswith("--")}
+    function(**{name: options[option] for name, option in names.items()})
 
 
 def run_subcommand(description: str, functions: Mapping[str, Callable[..., Any]], args: Arguments) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pcam.commands.options import add_option, warn_of_bfloat16
-from pcam.door import Arguments, Parser, front_door, long_description, program
+from pcam.commands.options import warn_of_bfloat16
+from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import CheckpointName, Precision, SplitName
 from pcam.run_folder import RunFolder, run_names
@@ -154,9 +154,4 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    parser = Parser(prog=program(), description=long_description(evaluate))
-    add_option(parser, evaluate, "runs", "runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_function(evaluate, skip={"runs", "root"})
-    add_option(parser, evaluate, "root", "--data.root", type=Path | None, default=None)
-    options = parser.instantiate(parser.parse_args(args))
-    evaluate(root=options.pop("data").root, **options)
+    run_function(evaluate, args, {"runs": "RUN", "root": "--data.root"})

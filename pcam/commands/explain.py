@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 
 from pcam.atomic import atomic_path
-from pcam.commands.options import add_option, warn_of_bfloat16
-from pcam.door import Arguments, Parser, front_door, long_description, program
+from pcam.commands.options import warn_of_bfloat16
+from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import CheckpointName, Precision, SplitName
 from pcam.outputs import PNG, check_output
@@ -216,10 +216,4 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    parser = Parser(prog=program(), description=long_description(explain))
-    add_option(parser, explain, "runs", "runs", type=Path, nargs="+", metavar="RUN")
-    add_option(parser, explain, "inputs", "--input", type=Path, nargs="+")
-    parser.add_function(explain, skip={"runs", "inputs", "root"})
-    add_option(parser, explain, "root", "--data.root", type=Path | None, default=None)
-    options = parser.instantiate(parser.parse_args(args))
-    explain(inputs=options.pop("input"), root=options.pop("data").root, **options)
+    run_function(explain, args, {"runs": "RUN", "inputs": "--input", "root": "--data.root"})

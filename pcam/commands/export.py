@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from pcam.atomic import atomic_path
-from pcam.commands.options import add_option
-from pcam.door import Arguments, Parser, front_door, long_description, program
+from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import AxisOrder, CheckpointName, FormatName, Precision
 from pcam.outputs import JSON, MARKDOWN, ONNX, SAFETENSORS, check_output
@@ -149,10 +148,4 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    parser = Parser(prog=program(), description=long_description(export))
-    add_option(parser, export, "run", "run", type=Path, metavar="RUN")
-    add_option(parser, export, "file_format", "--format", type=FormatName, default="onnx")
-    parser.add_function(export, skip={"run", "file_format", "root"})
-    add_option(parser, export, "root", "--data.root", type=Path | None, default=None)
-    options = parser.instantiate(parser.parse_args(args))
-    export(file_format=options.pop("format"), root=options.pop("data").root, **options)
+    run_function(export, args, {"run": "RUN", "file_format": "--format", "root": "--data.root"})

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from jsonargparse.typing import PositiveFloat
 
 from pcam.atomic import is_stream
-from pcam.commands.options import BatchSize, add_option, warn_of_bfloat16
-from pcam.door import Arguments, Parser, front_door, long_description, program
+from pcam.commands.options import BatchSize, warn_of_bfloat16
+from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import CheckpointName, Precision
 from pcam.run_folder import RunFolder
@@ -124,13 +124,7 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    parser = Parser(prog=program(), description=long_description(predict))
-    add_option(parser, predict, "run", "run", type=Path, metavar="RUN")
-    add_option(parser, predict, "inputs", "--input", type=Path, nargs="+", required=True)
-    parser.add_function(predict, skip={"run", "inputs", "root"})
-    add_option(parser, predict, "root", "--data.root", type=Path | None, default=None)
     words = sys.argv[1:] if args is None else args
     # Before argparse, to which "--" is no value.
     words = [str(STANDARD_INPUT) if pair == ("--input", "--") else pair[1] for pair in pairwise(["", *words])]
-    options = parser.instantiate(parser.parse_args(words))
-    predict(inputs=options.pop("input"), root=options.pop("data").root, **options)
+    run_function(predict, words, {"run": "RUN", "inputs": "--input", "root": "--data.root"})
