@@ -57,17 +57,17 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 
 def temporary_path(final: Path) -> Path:
-    """The path beside a file that its new content is written to first; its name is no longer than a name may be."""
+    """The path beside a file or folder that its content is written to first; its name is no longer than one may be."""
     return final.with_name(f"{_stem(final)}.{os.getpid()}.tmp")
 
 
 def clear_abandoned(final: Path) -> None:
-    """Remove what processes of this machine that were killed have left beside a file: temporary files without owner."""
+    """Remove what processes of this machine that were killed have left beside a file or folder: what has no owner."""
     stem = _stem(final)
     for path in final.parent.glob(f"{glob.escape(stem)}.*.tmp"):
         number = path.name.removeprefix(f"{stem}.").removesuffix(".tmp")
         if number.isdecimal() and not _is_running(int(number)):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _stem(final: Path) -> str:

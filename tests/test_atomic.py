@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pcam.atomic import atomic_path, is_stream, temporary_path
+from pcam.atomic import atomic_path, clear_abandoned, is_stream, temporary_path
 from pcam.errors import UserError
 
 
@@ -47,6 +47,17 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     left = {path.name for path in tmp_path.iterdir()}
     assert {final.name, living.name} < left
     assert len(left) == 3  # and what belongs beside the other file, which its next writing removes
+
+
+def test_a_folder_that_a_killed_process_left_is_removed_too(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from pcam.atomic import temporary_path\n"
+        "(temporary_path(Path(sys.argv[1])) / 'train').mkdir(parents=True); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "synthetic")], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    clear_abandoned(tmp_path / "synthetic")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_the_way_is_said(tmp_path: Path) -> None:

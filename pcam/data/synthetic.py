@@ -5,7 +5,6 @@ class 1 only, tumour cells take the place of ordinary cells inside the centre. S
 classes apart, and stain, density, fat and grain are the nuisances that they are on real slides.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from pcam.atomic import clear_abandoned, temporary_path
 from pcam.data.painting import draw_patch
 from pcam.errors import UserError
 from pcam.options import SPLIT_NAMES, SplitName
@@ -86,7 +86,9 @@ def write_class_folders(output: Path, counts: Mapping[SplitName, int], seed: int
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         found = "a folder that is not empty" if output.is_dir() else "a file"
         raise UserError(f"Expected a new or empty folder for the patches, but {output} is {found}; choose another.")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(output)
+    if output.parent.is_dir():
+        clear_abandoned(output)
     try:
         for name, count in counts.items():
             for label in range(len(CLASS_NAMES)):

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from pcam.atomic import atomic_path
+from pcam.atomic import atomic_path, clear_abandoned, temporary_path
 from pcam.errors import UserError
 from pcam.options import Monitor
 from pcam.run_folder import RunFolder
@@ -115,10 +115,12 @@ def prepare_last(run: RunFolder, trainer: Trainer) -> None:
             logger.experiment.flush()
     last = run.checkpoints / "last.ckpt"
     if trainer.is_global_zero and last.exists():
-        link = run.checkpoints / f".previous.{os.getpid()}.tmp"
+        previous = run.checkpoints / "previous.ckpt"
+        clear_abandoned(previous)
+        link = temporary_path(previous)
         link.unlink(missing_ok=True)
         os.link(last, link)
-        link.replace(run.checkpoints / "previous.ckpt")
+        link.replace(previous)
         link.unlink(missing_ok=True)  # a rename does nothing if both names are of one file already
 
 
