@@ -4,7 +4,10 @@ import errno
 import signal
 from typing import Final
 
-REFUSALS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The errors of a disk that is full, a quota that is used up, and a file that is larger than the system allows."""
+
+REFUSALS: Final = NO_ROOM | {errno.EACCES, errno.EPERM, errno.EROFS}
 """What a system may refuse that is the user's to mend: rights, a read-only or full disk, a quota, a file too large."""
 
 

@@ -1,4 +1,4 @@
-"""The words that options take: names of splits, checkpoints and so on.
+"""The words that options take, such as the names of splits and checkpoints, and the endings of files.
 
 They are apart from what uses them, so that a command line can be read before PyTorch is imported, which takes seconds.
 """
@@ -26,3 +26,6 @@ FormatName = Literal["onnx", "safetensors"]
 
 AxisOrder = Literal["NHWC", "NCHW"]
 """The order of the axes of a batch of patches: channels last, as image files are decoded, or channels first."""
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
+"""The endings of image files, in lower case."""

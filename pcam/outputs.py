@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 
 from pcam.atomic import is_stream
 from pcam.errors import UserError
+from pcam.options import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".h5", ".hdf5"})
+INPUT_SUFFIXES: Final = IMAGE_SUFFIXES | {".h5", ".hdf5"}
 """Endings of files that a folder of inputs is searched for, or that hold inputs."""
 
 OPEN_PARTS: Final = ("evaluation", "export")
@@ -69,7 +70,7 @@ def check_output(output: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
         found = _identity(path)
         if found is None:
             continue
-        among = found.is_folder and output.suffix.lower() in IMAGE_SUFFIXES and path.resolve() in place.parents
+        among = found.is_folder and output.suffix.lower() in INPUT_SUFFIXES and path.resolve() in place.parents
         if among or (there is not None and found == there):
             raise UserError(
                 f"Expected an output apart from what is read, but {output} is {path} or lies among its images; choose "

@@ -1,17 +1,12 @@
 """What is asked of files before they are opened, and the sentence for one that cannot be read."""
 
-import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from pcam.errors import UserError
-
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The errors of a disk that is full, a quota that is used up, and a file that is larger than the system allows."""
 
 
 def signature(files: Iterable[tuple[str, os.stat_result]]) -> str:

@@ -24,12 +24,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
-from pcam.data.files import NO_ROOM
 from pcam.data.layouts import Portion, Split, SplitFiles, pixel_hash
 from pcam.data.layouts.hdf5 import find_array
 from pcam.data.locks import only_one
 from pcam.data.threads import TASK_PATCHES, in_threads
-from pcam.errors import UserError
+from pcam.errors import NO_ROOM, UserError
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
 from pcam.terminal import printable
 

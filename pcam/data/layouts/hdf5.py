@@ -20,8 +20,8 @@ import rich.progress
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from pcam.data.files import NO_ROOM, require_file, unreadable
-from pcam.errors import UserError
+from pcam.data.files import require_file, unreadable
+from pcam.errors import NO_ROOM, UserError
 
 
 @contextmanager

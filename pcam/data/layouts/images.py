@@ -20,11 +20,8 @@ from pcam.data.files import require_file
 from pcam.data.layouts.form import Portion, Split
 from pcam.data.layouts.tiff import CODECS, UNCOMPRESSED, missing_parts, read_pages
 from pcam.errors import UserError
+from pcam.options import IMAGE_SUFFIXES
 from pcam.patches import PATCH_SIZE, PatchArray
-
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
-"""Compared in lower case."""
-
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Of other formats Pillow does not tell whether it has cut their bits to 8."""
