@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -79,13 +78,3 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("PCAM_REAL_DATA names no folder with real patches")
     return Path(folder)
-
-
-def load_script(name: str) -> ModuleType:
-    """Import a script as a module, to call its `main(args)` in this process."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", REPOSITORY / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

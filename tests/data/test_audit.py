@@ -12,14 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy.spatial.distance import cdist
 
+from pcam.commands.prepare_data import main as prepare_data
 from pcam.data import PCamDataModule
 from pcam.data.audit import Audit, Likeness, audit
 from pcam.data.near_repeats import MAX_DISTANCE, MIN_CORRELATION, Look, close_pairs
 from pcam.data.synthetic import iterate_patches
-from tests.conftest import load_script
 from tests.data.forms import noise, write_kaggle, write_official
-
-prepare_data = load_script("prepare_data").main
 
 Pixels = NDArray[np.uint8]
 COUNTS = {"train": 20, "valid": 12, "test": 8}

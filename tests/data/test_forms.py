@@ -21,18 +21,12 @@ from tests.data.forms import (
     Patches,
     encode,
     kaggle_id,
-    noise,
     slides_of,
     write_classes,
     write_kaggle,
     write_official,
     write_official_packed,
 )
-
-
-@pytest.fixture(scope="module")
-def patches() -> Patches:
-    return noise()
 
 
 @pytest.fixture(scope="module")

@@ -38,11 +38,6 @@ from tests.data.forms import (
 )
 
 
-@pytest.fixture(scope="module")
-def patches() -> Patches:
-    return noise()
-
-
 @pytest.mark.parametrize(
     ("form", "pattern"),
     [

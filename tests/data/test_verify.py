@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from pcam.commands.prepare_data import main as prepare_data
 from pcam.data import PCamDataModule
 from pcam.data.layouts import official
 from pcam.data.layouts.official import OFFICIAL_MD5
 from pcam.data.verify import Finding, findings_table, verify
-from tests.conftest import load_script
 from tests.data.forms import (
     STEM,
     Patches,
@@ -28,7 +28,6 @@ from tests.data.forms import (
 )
 
 PATCHES = noise()
-prepare_data = load_script("prepare_data").main
 
 
 def faults(findings: list[Finding]) -> list[str]:

@@ -15,10 +15,9 @@ import pytest
 import torch
 import yaml
 
+from pcam.commands.study import main as study
 from pcam.study import runner
-from tests.conftest import REPOSITORY, load_script
-
-study = load_script("study").main
+from tests.conftest import REPOSITORY
 
 STEPS = 12
 
