@@ -56,6 +56,35 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(final: Path, purpose: str) -> Iterator[Path]:
+    """Lend a temporary folder beside `final`, and rename it to `final` if the block ends without an exception.
+
+    Args:
+        final: Where the folder belongs: nothing, or an empty folder, is there.
+        purpose: What it is for, as a message has it: "for the patches".
+
+    Yields:
+        A new folder, for the block to write to.
+
+    Raises:
+        UserError: If something is there already.
+    """
+    final = final.resolve()  # a rename needs the folder itself, not a link to it
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        found = "a folder that is not empty" if final.is_dir() else "a file"
+        raise UserError(f"Expected a new or empty folder {purpose}, but {final} is {found}; choose another.")
+    temporary = temporary_path(final)
+    if final.parent.is_dir():
+        clear_abandoned(final)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_path(final: Path) -> Path:
     """The path beside a file or folder that its content is written to first; its name is no longer than one may be."""
     return final.with_name(f"{_stem(final)}.{os.getpid()}.tmp")
@@ -133,6 +162,9 @@ def _streamed(stream: Path) -> Iterator[Path]:
 
 
 def _is_running(process: int) -> bool:
+    """Whether a process of this machine is there; on Windows, where asking would interrupt it, any may be."""
+    if os.name == "nt":
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

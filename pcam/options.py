@@ -21,8 +21,8 @@ MONITORS: Final[tuple[Monitor, ...]] = get_args(Monitor)
 Precision = Literal["32-true", "bf16-mixed"]
 """What a network is evaluated in, as a trainer spells it: float32, or convolutions in bfloat16."""
 
-FormatName = Literal["onnx", "safetensors"]
-"""The kinds of file that a classifier is exported to."""
+FormatName = Literal["onnx", "safetensors", "hub"]
+"""What a classifier is exported as: a kind of file, or the folder that the Hugging Face hub takes."""
 
 AxisOrder = Literal["NHWC", "NCHW"]
 """The order of the axes of a batch of patches: channels last, as image files are decoded, or channels first."""

@@ -15,6 +15,7 @@ import yaml
 from pcam.atomic import NAME_BYTES, atomic_path, make_folder
 from pcam.errors import UserError
 from pcam.options import CheckpointName, SplitName
+from pcam.published import RESULTS_FOLDER, WEIGHTS_FILE, find_published, shipped_runs
 
 _NOT_RECIPE: Final[Mapping[str, Set[str]]] = {
     "": {"seed_everything", "experiment", "runs_dir", "checkpoint_every_seconds"},
@@ -32,8 +33,9 @@ class RunFolder:
 
     Args:
         path: The folder.
+        results: The folder that results are written to; null is the run's own.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> import pcam
         >>> run = pcam.RunFolder(Path("lightning_logs/demo/version_3"))
@@ -42,6 +44,7 @@ class RunFolder:
     """
 
     path: Path
+    results: Path | None = None
 
     @classmethod
     def claim(cls, runs_dir: Path | str, experiment: str) -> "RunFolder":
@@ -87,10 +90,11 @@ class RunFolder:
 
     @classmethod
     def find(cls, path: Path) -> "RunFolder":
-        """Take a run folder that is there.
+        """Take a run folder that is there, or a published run.
 
         Args:
-            path: The folder.
+            path: The folder; or the name of a run that comes with the package, or the address of one on the Hugging
+                Face hub, as `find_published` takes them.
 
         Returns:
             The run.
@@ -99,13 +103,16 @@ class RunFolder:
             UserError: If it is not a run folder.
         """
         run = cls(path)
-        if not run.config.is_file():
-            found = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing"
-            raise UserError(
-                f"Expected a run folder with a config.yaml (such as lightning_logs/demo/version_0), "
-                f"but found {found} at {path}."
-            )
-        return run
+        if run.config.is_file():
+            return run
+        published = None if path.exists() else find_published(path)
+        if published is not None:
+            return cls(published[0], RESULTS_FOLDER / published[1])
+        found = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing"
+        raise UserError(
+            f"Expected a run folder with a config.yaml (such as lightning_logs/demo/version_0), or the name of a run "
+            f"that comes with pcam ({', '.join(shipped_runs())}), but found {found} at {path}."
+        )
 
     @property
     def config(self) -> Path:
@@ -126,7 +133,8 @@ class RunFolder:
         """Find a checkpoint.
 
         Args:
-            name: "best" by the experiment's `monitor`; "last"; or "previous", the one before it.
+            name: "best" by the experiment's `monitor`; "last"; or "previous", the one before it. A published run has
+                one file of weights, which is its best.
 
         Returns:
             The file.
@@ -135,6 +143,14 @@ class RunFolder:
             UserError: If it is not there.
         """
         path = self.checkpoints / f"{name}.ckpt"
+        published = self.path / WEIGHTS_FILE
+        if published.is_file() and not self.checkpoints.is_dir():
+            if name != "best":
+                raise UserError(
+                    f"Expected the checkpoint best of {self.path}, but found a request for {name}; a published run has "
+                    f"no other weights, and cannot be trained further."
+                )
+            return published
         if not path.is_file():
             last = self.checkpoints / "last.ckpt"
             if name == "previous":
@@ -153,9 +169,29 @@ class RunFolder:
         """The advice for a run that was interrupted."""
         return f"go on with pcam train --resume {self.path}"
 
-    def evaluation(self, split: SplitName) -> Path:
-        """The folder for what evaluating on a split gives."""
-        return self.path / "evaluation" / split
+    @property
+    def output(self) -> Path:
+        """The folder that results are written to."""
+        return self.results or self.path
+
+    def evaluation(self, split: SplitName, suffix: str = "") -> Path:
+        """The folder for what evaluating on a split gives, such as `evaluation/valid_tta` for the suffix `_tta`."""
+        return self.output / "evaluation" / f"{split}{suffix}"
+
+    def recorded_metrics(self, split: SplitName, suffix: str = "") -> dict[str, Any] | None:
+        """Read what evaluating on a split has measured and chosen; None if the run was not evaluated on it.
+
+        Args:
+            split: The split.
+            suffix: That of the settings it was evaluated with.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        written = self.evaluation(split, suffix) / "metrics.json"
+        came_with_run = self.path / "evaluation" / f"{split}{suffix}" / "metrics.json"
+        found = next((path for path in (written, came_with_run) if path.exists()), None)
+        return None if found is None else read_json(found, "evaluate")
 
     def read_environment(self) -> dict[str, Any]:
         """Read `environment.json`; empty if there is none.

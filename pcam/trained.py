@@ -21,8 +21,10 @@ from pcam.errors import ConfigError, UserError
 from pcam.evaluation.predictions import Predictions, check_finite
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
+from pcam.models.published_weights import load_published
 from pcam.options import CheckpointName, Precision, SplitName
 from pcam.patches import Patches
+from pcam.published import WEIGHTS_FILE
 from pcam.run_folder import RunFolder
 from pcam.training.checkpoints import load_checkpoint
 from pcam.yaml_files import check_yaml
@@ -85,7 +87,8 @@ class TrainedRun:
         """Open a run folder.
 
         Args:
-            path: The run folder, such as `lightning_logs/best/version_0`.
+            path: The run folder, such as `lightning_logs/best/version_0`; or a published run: the name of one that
+                comes with the package, such as "best", or "hf://owner/name" on the Hugging Face hub.
             checkpoint: "best" by the experiment's `monitor`, "last", or "previous", the one before the last.
             root: Folder with the data; null is the one that the run was trained on.
             tta: Whether each score is the mean over the eight symmetries of the square (test-time augmentation).
@@ -298,9 +301,11 @@ def load_weights(network: nn.Module, path: Path, meant_for: str) -> int:
     Raises:
         UserError: If the checkpoint cannot be read, or is of another network.
     """
-    contents = load_checkpoint(path)
-    around = nn.ModuleDict({"network": network})  # as in the classifier, whose weights a checkpoint holds
     try:
+        if path.name == WEIGHTS_FILE:
+            return load_published(network, path)
+        contents = load_checkpoint(path)
+        around = nn.ModuleDict({"network": network})  # as in the classifier, whose weights a checkpoint holds
         around.load_state_dict(contents["state_dict"])
     except RuntimeError as error:
         raise UserError(

@@ -13,7 +13,8 @@ PACKAGE = Path(pcam.__file__).parent
 LAYERS = [
     ["errors", "options", "memory", "terminal"],
     ["atomic", "patches", "extras"],
-    ["shipped", "run_options", "outputs", "yaml_files", "run_folder"],
+    ["shipped", "run_options", "outputs", "yaml_files", "published"],
+    ["run_folder"],
     ["door", "resuming"],
     ["data", "models"],
     ["evaluation"],

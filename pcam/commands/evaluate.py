@@ -141,7 +141,7 @@ def _compare(results: "Sequence[tuple[System, Measurement]]", split: SplitName) 
     ]
     mean = mean_over_seeds(results, split)
     first = results[0][0]
-    output = first.run.evaluation(split).with_name(f"{split}_comparison{first.settings.suffix}")
+    output = first.run.evaluation(split, f"_comparison{first.settings.suffix}")
     write_comparison(output, split, results, pairs, mean)
     print_comparison(split, results, pairs, mean)
     print(f"Comparison: {output}")

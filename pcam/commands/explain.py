@@ -161,7 +161,7 @@ def _explain_split(name: str, run: "TrainedRun", split: SplitName, shown: int) -
 
 
 def _output(run: "TrainedRun", split: SplitName) -> Path:
-    return run.folder.evaluation(split).with_name(split + run.settings.suffix)
+    return run.folder.evaluation(split, run.settings.suffix)
 
 
 def _record(share: "CentreShare") -> dict[str, int | float | list[float] | None]:

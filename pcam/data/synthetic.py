@@ -5,7 +5,6 @@ class 1 only, tumour cells take the place of ordinary cells inside the centre. S
 classes apart, and stain, density, fat and grain are the nuisances that they are on real slides.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from pcam.atomic import clear_abandoned, temporary_path
+from pcam.atomic import atomic_folder
 from pcam.data.painting import draw_patch
 from pcam.errors import UserError
 from pcam.options import SPLIT_NAMES, SplitName
@@ -82,14 +81,7 @@ def write_class_folders(output: Path, counts: Mapping[SplitName, int], seed: int
             )
     if seed < 0:
         raise UserError(f"Expected a seed of at least 0, but got {seed}; choose another.")
-    output = output.resolve()  # a rename needs the folder itself, not a link to it
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        found = "a folder that is not empty" if output.is_dir() else "a file"
-        raise UserError(f"Expected a new or empty folder for the patches, but {output} is {found}; choose another.")
-    temporary = temporary_path(output)
-    if output.parent.is_dir():
-        clear_abandoned(output)
-    try:
+    with atomic_folder(output, "for the patches") as temporary:
         for name, count in counts.items():
             for label in range(len(CLASS_NAMES)):
                 (temporary / name / str(label)).mkdir(parents=True)
@@ -98,6 +90,3 @@ def write_class_folders(output: Path, counts: Mapping[SplitName, int], seed: int
                 # The lightest compression: grain hardly compresses, and the default takes longer than the painting.
                 path = temporary / name / str(label) / f"patch{index:07d}.png"
                 Image.fromarray(patch).save(path, compress_level=1)
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

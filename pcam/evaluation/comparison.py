@@ -45,7 +45,7 @@ class System:
     def output(self, split: SplitName) -> Path:
         """The folder for the results on a split, such as `RUN/evaluation/valid_tta`."""
         suffix = ("_ensemble" if self.is_ensemble else "") + self.settings.suffix
-        return self.run.evaluation(split).with_name(split + suffix)
+        return self.run.evaluation(split, suffix)
 
 
 def ensemble_of(members: Sequence[System]) -> System:
@@ -108,7 +108,7 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
     Raises:
         UserError: If the two are not of the same patches.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import pcam
         >>> ids, labels = ["a", "b", "c", "d", "e", "f"], np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)

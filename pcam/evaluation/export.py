@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -123,14 +124,13 @@ def write_safetensors(network: nn.Module, path: Path) -> Score:
     Returns:
         A function that computes scores with a network that was loaded from the file.
     """
-    safetensors = import_extra("safetensors.torch", "export")
     # Copies: the format refuses tensors that share memory, as the weights of one network at several sizes do.
     tensors = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()
     }
-    path.write_bytes(safetensors.save(tensors))
+    path.write_bytes(safetensors.torch.save(tensors))
     loaded = copy.deepcopy(network)
-    loaded.load_state_dict(safetensors.load_file(path))
+    loaded.load_state_dict(safetensors.torch.load_file(path))
     return checkpoint_score(loaded)
 
 

@@ -26,7 +26,7 @@ class Choices:
             where the sensitivity is at least 0.95 and the specificity as large as possible; "specificity_95", the
             other way round. Only "0.5" if the valid split has a single class.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import pcam
         >>> ids, labels = ["a", "b", "c", "d"], np.array([0, 0, 1, 1], dtype=np.uint8)
@@ -128,7 +128,7 @@ def measure(predictions: Predictions, choices: Choices) -> Measurement:
     Returns:
         The metrics.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import pcam
         >>> ids, labels = ["a", "b", "c", "d"], np.array([0, 0, 1, 1], dtype=np.uint8)

@@ -13,7 +13,7 @@ from pcam.models.inference import EvaluationSettings
 from pcam.models.normalization import NormalizingNetwork
 from pcam.options import AxisOrder, CheckpointName, FormatName
 from pcam.patches import CLASS_NAMES, MICROMETRES_PER_PIXEL, PATCH_SIZE
-from pcam.run_folder import RunFolder, read_json, run_names
+from pcam.run_folder import RunFolder, run_names
 
 
 def network_facts(
@@ -84,8 +84,7 @@ def chosen_on_valid(
         The choices and the metrics on the valid split; None if these weights were not evaluated on it with these
         settings.
     """
-    path = run.evaluation("valid").with_name(f"valid{settings.suffix}") / "metrics.json"
-    record = read_json(path, "evaluate") if path.exists() else {}
+    record = run.recorded_metrics("valid", settings.suffix) or {}
     found = [record.get(key) for key in ("checkpoint", "step", "data_fingerprint")]
     if found != [checkpoint, step, data_fingerprint] or "operating_points" not in record:
         return None
@@ -97,8 +96,8 @@ def chosen_on_valid(
         }
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"Expected what evaluate wrote in {path}, but a part of it is missing or of another type ({error}); move "
-            f"it away, and evaluate the run again."
+            f"Expected what evaluate wrote in {run.evaluation('valid', settings.suffix)}, but a part of it is "
+            f"missing or of another type ({error}); move it away, and evaluate the run again."
         ) from error
 
 
@@ -138,6 +137,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         for kind, port in [("in", card["input"]), *(("out", port) for port in card["outputs"])]
     ]
     options = ", ".join(f"{name}={value!r}" for name, value in card["network"]["init_args"].items())
+    fingerprint = "" if parity["data_fingerprint"] is None else f" (fingerprint `{parity['data_fingerprint']}`)"
     usage = {
         "onnx": f"""\
 session = onnxruntime.InferenceSession("{card["file"]}")
@@ -147,6 +147,7 @@ network = {card["network"]["class_path"]}({options}).eval()
 network.load_state_dict(safetensors.torch.load_file("{card["file"]}"))
 scores = network(patches).sigmoid()""",
     }
+    usage["hub"] = usage["safetensors"]
     return f"""\
 # {card["file"]}
 
@@ -178,7 +179,7 @@ Class 0 is {normal}, class 1 is {tumour}. A pixel has {card["micrometres_per_pix
 
 ## Agreement with the checkpoint
 
-On {parity["patches"]:,} patches of the valid split (fingerprint `{parity["data_fingerprint"]}`)
+On {parity["patches"]:,} {parity["of"]}{fingerprint}
 the scores of the file and of the checkpoint differ by {parity["largest_difference"]:.1e} at most;
 {parity["allowed"]} is allowed.
 

@@ -35,7 +35,7 @@ class Predictions:
             the patch's pixels in hexadecimal.
         slides: The slide of each patch, empty where it is not known; None if no slide is known.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import pcam
         >>> predictions = pcam.Predictions(

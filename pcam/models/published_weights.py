@@ -1,0 +1,61 @@
+"""The file of weights of a published run: safetensors, in half precision where that changes no score that matters."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from pcam.errors import UserError
+
+
+def save_published(network: nn.Module, path: Path, step: int, *, half: bool) -> nn.Module:
+    """Write weights and buffers; tensors that several parts of the network share are stored once.
+
+    Args:
+        network: The network, on the CPU.
+        path: The file.
+        step: The number of optimizer steps behind the weights.
+        half: Whether to store weights, which are most of the file, as float16; buffers, such as batch norm's
+            statistics, which may be too large or too small for that, stay as they are.
+
+    Returns:
+        A copy of the network with the weights as they were stored, in float32.
+    """
+    stored = deepcopy(network).to(memory_format=torch.contiguous_format)
+    for parameter in stored.parameters() if half else ():
+        parameter.data = parameter.data.half()
+    save_model(stored, str(path), {"step": str(step)})
+    copy = deepcopy(network)
+    load_model(copy, path)
+    return copy
+
+
+def load_published(network: nn.Module, path: Path) -> int:
+    """Load what `save_published` wrote, or a file of safetensors with the same names of tensors.
+
+    Args:
+        network: Changed in place; its weights stay float32.
+        path: The file.
+
+    Returns:
+        The number of optimizer steps behind the weights; 0 if the file does not say.
+
+    Raises:
+        UserError: If the file is damaged or of another format.
+        RuntimeError: If its weights are of another network.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+        load_model(network, path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"Expected weights as safetensors in {path}, but they cannot be read ({' '.join(str(error).split())}); "
+            f"the file may be truncated or damaged: download or export it again."
+        ) from error
+    step = metadata.get("step", "0")
+    return int(step) if step.isdecimal() else 0
