@@ -8,7 +8,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 SYNTHETIC := data/synthetic
 
-.PHONY: train test check
+.PHONY: train test check docs
 .DELETE_ON_ERROR:
 
 # The main job. `make train CONFIG=configs/cnn.yaml DATA=DIR ARGS="--trainer.max_steps 900"` passes through.
@@ -16,13 +16,17 @@ train: $(VENV)/.installed $(if $(DATA),,$(SYNTHETIC))
 	$(BIN)/python scripts/train.py --config $(CONFIG) --data.root "$(or $(DATA),$(SYNTHETIC))" $(ARGS)
 
 # Every test, the slow ones too; those on real patches where PCAM_REAL_DATA names their folder.
-test: $(VENV)/.installed check
+test: $(VENV)/.installed check docs
 	$(BIN)/pytest -m "" $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The pages of docs/ as a site, which can be read without a connection: site/index.html. A broken link fails.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Installs again only if what is to be installed has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -21,7 +21,7 @@ from pcam.shipped import find_config
 from tests.conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "lightning_logs" / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [*sorted(REPOSITORY.glob("*.md")), REPOSITORY / "lightning_logs" / "README.md", *sorted(DOCS.rglob("*.md"))]
 EXPLAINED = (
     "BaselineCNN", "Choices", "EvaluationSettings", "MobileNetV2", "PatchClassifier", "Predictions", "RunFolder",
     "TorchvisionNetwork", "compare", "measure",
@@ -132,7 +132,7 @@ def test_a_page_names_commands_configs_and_options_that_there_are(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = command_lines(page)
-    assert len(lines) > 25 or page != REPOSITORY / "README.md"
+    assert len(lines) > 12 or page != REPOSITORY / "README.md"
     for command, words in lines:
         assert command[0] in [*MODULES, *DATA_COMMANDS], command
         known = known_options(command, capsys)

@@ -1,5 +1,6 @@
 """Measure speed against what others do. Contestants take turns, as machines are noisy and ratios are less so."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -213,6 +214,15 @@ def _race(title: str, contestants: "dict[str, Contestant]", workload: "Workload"
     report_race(title, turns, output)
 
 
+COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "data": benchmark_data,
+    "train": benchmark_train,
+    "evaluate": benchmark_evaluate,
+    "memory": benchmark_memory,
+}
+"""The benchmarks, by the name of their command."""
+
+
 @front_door
 def main(args: Arguments = None) -> None:
     """Run one of the benchmarks.
@@ -220,13 +230,4 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    run_subcommand(
-        "Measure speed against what others do.",
-        {
-            "data": benchmark_data,
-            "train": benchmark_train,
-            "evaluate": benchmark_evaluate,
-            "memory": benchmark_memory,
-        },
-        args,
-    )
+    run_subcommand("Measure speed against what others do.", COMMANDS, args)

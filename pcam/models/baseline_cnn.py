@@ -20,7 +20,7 @@ class BaselineCNN(nn.Module):
         normalization: How pixel values enter: "unit", scaled to the range [0, 1], as published; or "imagenet", with the
             mean and standard deviation of ImageNet's photos.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import pcam
         >>> pcam.BaselineCNN()(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).shape

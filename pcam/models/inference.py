@@ -28,7 +28,7 @@ class EvaluationSettings:
         enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network was
             trained with; None is all of them.
 
-    Example:
+    Examples:
         >>> from pcam.models.inference import EvaluationSettings
         >>> EvaluationSettings(tta=True, precision="bf16-mixed").suffix
         '_tta_bf16'

@@ -39,7 +39,7 @@ class MobileNetV2(nn.Module):
             as much longer as the areas are larger, 2.8 times with 128. Batch norm has statistics of its own for each
             size, which are estimated before each validation (`pcam.training.EnlargedStatistics`).
 
-    Example:
+    Examples:
         >>> import pcam
         >>> network = pcam.MobileNetV2(weights=None, dropout=0.2)
         >>> sum(parameter.numel() for parameter in network.parameters())

@@ -28,7 +28,7 @@ class TorchvisionNetwork(nn.Module):
         normalization: How pixel values enter: "imagenet" (the mean and standard deviation that torchvision's weights
             were trained with) or "unit" (scaled to the range [0, 1]).
 
-    Example:
+    Examples:
         >>> import torch
         >>> import pcam
         >>> network = pcam.TorchvisionNetwork("resnet18", weights=None).eval()

@@ -98,7 +98,7 @@ class PatchClassifier(LightningModule):
         scheduler: Makes the learning-rate scheduler of the optimizer; it steps after each batch. Null keeps the
             learning rate constant.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import pcam
         >>> classifier = pcam.PatchClassifier(
