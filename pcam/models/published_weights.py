@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from pcam.errors import UserError
@@ -25,12 +25,12 @@ def save_published(network: nn.Module, path: Path, step: int, *, half: bool) -> 
     Returns:
         A copy of the network with the weights as they were stored, in float32.
     """
-    stored = deepcopy(network).to(memory_format=torch.contiguous_format)
-    for parameter in stored.parameters() if half else ():
-        parameter.data = parameter.data.half()
+    stored = deepcopy(network)
+    for parameter in stored.parameters():  # those that are shared stay so; the format has no other order of axes
+        parameter.data = parameter.data.to(torch.float16 if half else torch.float32).contiguous()
     save_model(stored, str(path), {"step": str(step)})
     copy = deepcopy(network)
-    load_model(copy, path)
+    load_published(copy, path)
     return copy
 
 
@@ -51,11 +51,14 @@ def load_published(network: nn.Module, path: Path) -> int:
     try:
         with safe_open(path, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
-        load_model(network, path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"Expected weights as safetensors in {path}, but they cannot be read ({' '.join(str(error).split())}); "
             f"the file may be truncated or damaged: download or export it again."
         ) from error
+    # save_model names each tensor that it left out because another shares its memory, and that other one.
+    weights |= {name: weights[kept] for name, kept in metadata.items() if kept in weights}
+    network.load_state_dict(weights)
     step = metadata.get("step", "0")
     return int(step) if step.isdecimal() else 0
