@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -270,7 +271,8 @@ def build(config: Mapping[str, Any], path: Path) -> tuple[nn.Module, PCamDataMod
     parser = _ConfigParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network", required=True)
     parser.add_class_arguments(PCamDataModule, "data")
-    data_options = dict(config["data"]) | {"seed": config.get("seed_everything", 1)}
+    config = deepcopy(dict(config))  # the parser changes what it is given
+    data_options = config["data"] | {"seed": config.get("seed_everything", 1)}
     try:
         given = dict(config["model"].get("network") or {})
         # The checkpoint holds all weights: nothing is downloaded again.

@@ -22,7 +22,8 @@ from tests.scripts.test_evaluate import short_run
 
 @pytest.fixture(scope="module")
 def trained(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = short_run("cnn", patch_root, cache_dir, tmp_path_factory.mktemp("runs"))
+    shifts = ["--data.stain_shifts", "[{haematoxylin: 1.3}]"]
+    run = short_run("cnn", patch_root, cache_dir, tmp_path_factory.mktemp("runs"), *shifts)
     evaluate([run])
     return run
 

@@ -46,9 +46,9 @@ def export(
     Args:
         run: The run folder, or the name of a published run, such as best.
         file_format: "onnx", a model that takes uint8 patches, normalises them itself and gives scores; "safetensors",
-            the weights alone; or "hub", a folder in the form of the Hugging Face hub, with config, weights (as float16
-            if that moves no score by more than .001), an ONNX model, what was measured and a model card, which every
-            command takes as a run.
+            the weights alone; or "hub", a folder in the form of the Hugging Face hub, which every command takes as a
+            run, with config, weights (the large ones as float16 if that moves no score by more than .001), an ONNX
+            model, what was measured and a model card.
         output: The file or the folder; null is `RUN/export/model.onnx`, `model.safetensors` or `hub`.
         axis_order: The shape of the patches that an ONNX model takes: NHWC (any number, 96, 96, 3), as image files are
             decoded, or NCHW (any number, 3, 96, 96).

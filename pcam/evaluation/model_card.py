@@ -13,7 +13,7 @@ from pcam.models.inference import EvaluationSettings
 from pcam.models.normalization import NormalizingNetwork
 from pcam.options import AxisOrder, CheckpointName, FormatName
 from pcam.patches import CLASS_NAMES, MICROMETRES_PER_PIXEL, PATCH_SIZE
-from pcam.run_folder import RunFolder, run_names
+from pcam.run_folder import RunFolder, read_json, run_names
 
 
 def network_facts(
@@ -43,8 +43,10 @@ def network_facts(
     # The options that make a network which the weights in the file fit.
     options |= {"weights": None} if "weights" in options else {}
     options |= {"enlarged_sizes": sizes[1:]} if "enlarged_sizes" in options else {}
+    published_card = run.path / "config.json"
+    earlier = read_json(published_card, "export") if published_card.is_file() else {}
     return {
-        "run": run_names([run])[0],
+        "run": earlier.get("run", run_names([run])[0]),  # a published run is that which was trained
         "checkpoint": checkpoint,
         "step": step,
         "network": {"class_path": config["model"]["network"]["class_path"], "init_args": options},
@@ -146,8 +148,10 @@ scores, logits = session.run(None, {{"patches": patches}})""",
 network = {card["network"]["class_path"]}({options}).eval()
 network.load_state_dict(safetensors.torch.load_file("{card["file"]}"))
 scores = network(patches).sigmoid()""",
+        "hub": """\
+run = pcam.TrainedRun.load("FOLDER")
+scores = run.scores(patches)""",
     }
-    usage["hub"] = usage["safetensors"]
     return f"""\
 # {card["file"]}
 

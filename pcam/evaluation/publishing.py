@@ -6,8 +6,9 @@ path of the machine that it was made on.
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import yaml
 from torch import nn
@@ -83,14 +84,14 @@ def write_record(
 
 def _without_places(config: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """The config without what holds on one machine only; the network as it is in the file of weights."""
-    changed = json.loads(json.dumps(config))
+    changed = deepcopy(dict(config))
     weights = (changed["model"]["network"].get("init_args") or {}).get("weights")
     changed["model"]["network"] = {"class_path": network["class_path"], "init_args": dict(network["init_args"])}
     if weights is not None:
         changed["model"]["network"]["init_args"]["weights"] = Path(weights).name
     changed["data"] |= {"root": DATA_PLACE, "cache_dir": None}
     changed["runs_dir"] = "lightning_logs"
-    return cast("dict[str, Any]", changed)
+    return changed
 
 
 def _measured(run: RunFolder, checkpoint: CheckpointName, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,8 +133,10 @@ would give other values, and another hospital's staining or scanner lower ones."
     return f"""\
 ---
 {yaml.safe_dump(metadata, sort_keys=False)}---
-{card_markdown(card)}
-## Use
+# pcam {experiment}
+
+Finds metastases in patches of lymph-node sections, as in PatchCamelyon: whether there is breast cancer in the centre,
+32x32 pixels, of a patch of 96x96. For research and teaching; not a medical device.
 
 ```
 pip install pcam
@@ -147,18 +150,18 @@ In Python it is `pcam.TrainedRun.load("FOLDER").scores(patches)`, for uint8 patc
 
 {measured}
 
-## What it is for, and what it is not for
+## What it is not for
 
-It is for research and teaching: a baseline for PatchCamelyon, and a first score map of a slide. It is not a medical
-device, and must not take part in any diagnosis. It has seen patches of lymph nodes with breast cancer only, from two
-hospitals, at 0.972 um per pixel; on other tissue, stains, scanners or resolutions its scores mean nothing until they
-have been measured there. It answers for the centre of a patch, and not for a patient.
+It must not take part in any diagnosis. It has seen patches of lymph nodes with breast cancer only, from two hospitals,
+at 0.972 um per pixel; on other tissue, stains, scanners or resolutions its scores mean nothing until they have been
+measured there. It answers for the centre of a patch, and not for a patient.
 
 ## Data and licences
 
 PatchCamelyon (Veeling et al. 2018, CC0), made from CAMELYON16 (Ehteshami Bejnordi et al. 2017). Weights that were
 started from torchvision's ImageNet weights carry torchvision's licence (BSD-3-Clause) as well.
-"""
+
+{card_markdown(card)}"""
 
 
 def _setting(record: Mapping[str, Any], name: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,6 +11,10 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from pcam.errors import UserError
+
+LARGE: Final = 10_000
+"""The number of weights from which a tensor is stored in half precision. Of MobileNetV2 these are nearly all weights;
+with the small ones, which every feature goes through, in half precision too, scores move ten times as much."""
 
 
 def save_published(network: nn.Module, path: Path, step: int, *, half: bool) -> nn.Module:
@@ -19,15 +24,15 @@ def save_published(network: nn.Module, path: Path, step: int, *, half: bool) -> 
         network: The network, on the CPU.
         path: The file.
         step: The number of optimizer steps behind the weights.
-        half: Whether to store weights, which are most of the file, as float16; buffers, such as batch norm's
-            statistics, which may be too large or too small for that, stay as they are.
+        half: Whether to store tensors of at least `LARGE` weights, which are most of the file, as float16.
 
     Returns:
         A copy of the network with the weights as they were stored, in float32.
     """
     stored = deepcopy(network)
     for parameter in stored.parameters():  # those that are shared stay so; the format has no other order of axes
-        parameter.data = parameter.data.to(torch.float16 if half else torch.float32).contiguous()
+        kind = torch.float16 if half and parameter.numel() >= LARGE else torch.float32
+        parameter.data = parameter.data.to(kind).contiguous()
     save_model(stored, str(path), {"step": str(step)})
     copy = deepcopy(network)
     load_published(copy, path)
