@@ -21,7 +21,10 @@ MONITORS: Final[tuple[Monitor, ...]] = get_args(Monitor)
 Precision = Literal["32-true", "bf16-mixed"]
 """What a network is evaluated in, as a trainer spells it: float32, or convolutions in bfloat16."""
 
-FormatName = Literal["onnx", "safetensors"]
+ThresholdName = Literal["0.5", "youden", "sensitivity_95", "specificity_95"]
+"""The thresholds of a score: a fixed one, and those that are chosen on the valid split."""
+
+FormatName = Literal["onnx", "safetensors", "torchscript"]
 """The kinds of file that a classifier is exported to."""
 
 AxisOrder = Literal["NHWC", "NCHW"]

@@ -20,6 +20,7 @@ LAYERS = [
     ["training"],
     ["trained", "cli"],
     ["fit"],
+    ["slides"],
     ["study", "benchmark"],
     ["commands"],
     ["__main__"],
