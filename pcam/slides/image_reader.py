@@ -1,16 +1,14 @@
-"""Images that are no files of a scanner, PNG, JPEG and TIFF, read through pyvips: their pages, pixels and resolution."""
+"""Images that OpenSlide does not take, PNG, JPEG and plain TIFF, read through pyvips: their pages, pixels and resolution."""
 
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from PIL.ExifTags import Base
 
 from pcam.data.layouts.tiff import CODECS, UNCOMPRESSED, Tags, missing_parts, read_pages
@@ -32,11 +30,12 @@ REDUCED_OR_MASK: Final = 0b101
 Source: TIFF 6.0, section 8, NewSubfileType.
 """
 
-REDUCED: Final = 0b001
-"""The first of these bits alone."""
+RGB: Final = 2
+YCBCR: Final = 6
+"""TIFF's PhotometricInterpretation of colours, the second as JPEG stores them.
 
-WHITE: Final = 255
-"""The value of the tiles that a sparse TIFF leaves out: the background of a stained slide."""
+Source: TIFF 6.0, section 8, PhotometricInterpretation.
+"""
 
 MOST_PIXELS: Final = 2**32
 """The pixels, at most, of an image without tiles: pyvips decodes such a one as a whole, to a temporary file."""
@@ -71,19 +70,11 @@ class ImageFile:
             return of_tiff(self.pages[0], self.tags())
         return of_png(self.path) if self.kind == "png" else of_jpeg(self.path)
 
-    def reduced(self) -> list["ImageFile"]:
-        """Find the smaller versions of this page in a pyramidal TIFF, the largest first."""
-        pages = [
-            (tags[Base.ImageWidth] * tags[Base.ImageLength], number)
-            for number, tags in enumerate(self.pages)
-            if tags.get(Base.NewSubfileType, 0) & REDUCED_OR_MASK == REDUCED
-        ]
-        smaller = [number for area, number in sorted(pages, reverse=True) if area < self._area]
-        return [replace(self, page=number) for number in smaller]
-
-    @cached_property
-    def _area(self) -> int:
-        return int(self.tags()[Base.ImageWidth] * self.tags()[Base.ImageLength])
+    def is_tiled_rgb(self) -> bool:
+        """Whether it is a page of a TIFF in tiles of 8-bit RGB, without an alpha channel."""
+        tags = self.tags()
+        bits, photometric = tags.get(Base.BitsPerSample), tags.get(Base.PhotometricInterpretation)
+        return Base.TileWidth in tags and bits == (8, 8, 8) and photometric in (RGB, YCBCR)
 
     def pixels(self) -> Any:
         """Open the image, which is decoded where it is read.
@@ -96,25 +87,22 @@ class ImageFile:
         """
         pyvips = import_extra("pyvips", "slides")
         try:
-            missing = missing_parts(self.tags())
-            pixels = self._load(sparse=bool(missing.any()))
-            if not missing.any():
-                return pixels
-            if Base.TileWidth in self.tags():
-                return self._fill(pixels, missing)
+            sparse = bool(missing_parts(self.tags()).any())
+            if not sparse:
+                return self._load()
         except (pyvips.Error, ArithmeticError, TypeError, ValueError) as error:  # the tags may be anything
             raise self.unreadable(error) from error
         raise UserError(
-            f"Expected an image (PNG, TIFF or JPEG) in {self.path}, but it is a sparse TIFF, some of whose strips are "
-            f"not stored, which pyvips reads of tiles only; write it again as a whole."
+            f"Expected an image (PNG, TIFF or JPEG) in {self.path}, but it is a sparse TIFF, some of whose strips or "
+            f"tiles are not stored, which are read of tiles in 8-bit RGB only; write it again as a whole."
         )
 
-    def _load(self, sparse: bool) -> Any:
+    def _load(self) -> Any:
         """Open the image so that damaged pixels are an error, and odd tags are not."""
         if self.kind != "tiff":
             return self._load_strictly("warning")
-        # Of damaged pixels in JPEG libtiff only warns. But it also warns of tiles that were not written, of tags that
-        # it does not know, and of a NUL in a text: where it warns before the first pixel, its warnings do not count.
+        # Of damaged pixels in JPEG libtiff only warns. But it also warns of tiles that were not written, of tags that it
+        # does not know, and of a NUL in a text: where it warns before the first pixel, its warnings do not count.
         pyvips = import_extra("pyvips", "slides")
         try:
             pyvips.Region.new(self._load_strictly("warning", access="sequential")).fetch(0, 0, 1, 1)
@@ -122,7 +110,7 @@ class ImageFile:
             if self._missing_codec(error) is not None:
                 raise
             return self._load_strictly("error")
-        return self._load_strictly("error" if sparse else "warning")
+        return self._load_strictly("warning")
 
     def _load_strictly(self, fail_on: Literal["error", "warning"], access: str = "random") -> Any:
         pyvips = import_extra("pyvips", "slides")
@@ -132,16 +120,6 @@ class ImageFile:
         load = getattr(pyvips.Image, f"{self.kind}load_source")
         options = {"page": self.page} if self.kind == "tiff" else {}
         return load(source, access=access, fail_on=fail_on, **options)
-
-    def _fill(self, pixels: Any, missing: NDArray[np.bool_]) -> Any:
-        """Make the tiles white that were never written."""
-        pyvips = import_extra("pyvips", "slides")
-        width, height = self.tags()[Base.TileWidth], self.tags()[Base.TileLength]
-        columns, rows = -(-pixels.width // width), -(-pixels.height // height)
-        # There are more than these many tiles where each channel is stored for itself.
-        mask = missing.reshape(-1, rows * columns).any(axis=0).astype(np.uint8) * 255
-        tiles = pyvips.Image.new_from_memory(mask.tobytes(), columns, rows, 1, "uchar").zoom(width, height)
-        return tiles.crop(0, 0, pixels.width, pixels.height).ifthenelse([WHITE] * pixels.bands, pixels)
 
     def unreadable(self, error: Exception) -> UserError:
         """Say why the image cannot be read, and what to do."""
@@ -160,15 +138,15 @@ class ImageFile:
 
 
 class ImageReader:
-    """Reads an image in 8-bit RGB, and the smaller versions of it that a pyramidal TIFF has.
+    """Reads an image in 8-bit RGB.
 
     Args:
-        path: A PNG, TIFF or JPEG file. An alpha channel is dropped if it is opaque everywhere.
+        file: The image. An alpha channel is dropped if it is opaque everywhere.
 
     Attributes:
-        levels: The width and height of each version in pixels, the image itself first.
-        bounds: The part that was scanned, all of the image: left, top, width and height in pixels.
-        objective_power: The magnification of the objective, as the file says it; these files do not.
+        levels: Its width and height in pixels; it has no smaller versions.
+        bounds: The part that was scanned, all of it: left, top, width and height in pixels.
+        objective_power: The magnification of the objective, which these files do not say.
 
     Raises:
         UserError: If the image cannot be read, or is not 8-bit RGB.
@@ -176,28 +154,24 @@ class ImageReader:
 
     objective_power: str | None = None
 
-    def __init__(self, path: Path) -> None:
-        file = find_image(path)
+    def __init__(self, file: ImageFile) -> None:
         pixels = file.pixels()
         _require_size(file, pixels)
         _require_rgb(file, pixels)
-        smaller = [(each, each.pixels()) for each in file.reduced()]
-        opened = [(file, pixels), *((each, image) for each, image in smaller if image.bands == pixels.bands)]
-        self._files = [each for each, _ in opened]
-        self._images = [image[0:3] for _, image in opened]
-        self.levels = [(image.width, image.height) for image in self._images]
-        self.bounds = (0, 0, *self.levels[0])
+        self._file, self._pixels = file, pixels[0:3]
+        self.levels: list[tuple[int, int]] = [(pixels.width, pixels.height)]
+        self.bounds: tuple[int, int, int, int] = (0, 0, pixels.width, pixels.height)
 
     def stated_resolutions(self) -> list[Resolution]:
         """Read what the file says of its resolution."""
-        return self._files[0].stated_resolutions()
+        return self._file.stated_resolutions()
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
-        """Decode a part of a version of the image; several threads may do so at once.
+        """Decode a part of the image; several threads may do so at once.
 
         Args:
-            level: The number of the version.
-            left: The first column, in pixels of this version.
+            level: The number of the version, which is 0.
+            left: The first column.
             top: The first row.
             width: The number of columns, none of which lies outside.
             height: The number of rows.
@@ -210,9 +184,9 @@ class ImageReader:
         """
         pyvips = import_extra("pyvips", "slides")
         try:
-            content = pyvips.Region.new(self._images[level]).fetch(left, top, width, height)
+            content = pyvips.Region.new(self._pixels).fetch(left, top, width, height)
         except pyvips.Error as error:
-            raise self._files[level].unreadable(error) from error
+            raise self._file.unreadable(error) from error
         return np.frombuffer(content, dtype=np.uint8).reshape(height, width, 3)
 
 

@@ -1,35 +1,33 @@
-"""Whole-slide files of scanners, read through OpenSlide."""
+"""Whole-slide files of scanners, and tiled TIFFs, read through OpenSlide."""
 
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 
-from pcam.data.layouts.tiff import read_pages
 from pcam.errors import UserError
 from pcam.extras import import_extra
-from pcam.slides.image_reader import WHITE, Pixels
-from pcam.slides.resolution import Resolution, of_numbers, of_tiff
+from pcam.slides.image_reader import ImageFile, Pixels
+from pcam.slides.resolution import Resolution, of_numbers
 
 
-def is_of_scanner(path: Path) -> bool:
-    """Whether a file is of a format that OpenSlide knows by its maker.
+WHITE: Final = 255
+"""The value of what was not scanned, and of the tiles that a sparse TIFF leaves out: the background of a slide."""
 
-    A plain tiled TIFF, which OpenSlide reads too, is not one: OpenSlide would take 16-bit or transparent pixels for
-    8-bit RGB without a word.
 
-    Args:
-        path: A file.
-    """
+def format_of(path: Path) -> str | None:
+    """The format of a file by the name that OpenSlide has for it: "aperio", "generic-tiff"; None if it has none."""
     openslide = import_extra("openslide", "slides")
-    return openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff")
+    found: str | None = openslide.OpenSlide.detect_format(path)
+    return found
 
 
 class OpenSlideReader:
-    """Reads a whole-slide file of a scanner.
+    """Reads a whole-slide file of a scanner, or a tiled TIFF in 8-bit RGB.
 
     Args:
         path: The file. Of formats of several files it is the one that OpenSlide is given, such as `slide.mrxs`.
+        image: The page of a plain TIFF; None for files of scanners.
 
     Attributes:
         levels: The width and height of each version of the slide in pixels, the finest first.
@@ -40,9 +38,9 @@ class OpenSlideReader:
         UserError: If the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, image: ImageFile | None = None) -> None:
         openslide = import_extra("openslide", "slides")
-        self._path = path
+        self._path, self._image = path, image
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
@@ -53,16 +51,11 @@ class OpenSlideReader:
         self.objective_power: str | None = self._properties.get("openslide.objective-power")
 
     def stated_resolutions(self) -> list[Resolution]:
-        """Read what the file says of its resolution: by its maker's notes, or else by the tags of a TIFF."""
+        """Read what the file says of its resolution: by its maker's notes, or by the tags of a plain TIFF."""
+        if self._image is not None:
+            return self._image.stated_resolutions()
         properties = self._properties
-        stated = of_numbers(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"), "openslide.mpp")
-        if stated:
-            return stated
-        try:
-            pages = read_pages(self._path)
-        except Exception:  # it is no TIFF, or an odd one
-            return []
-        return of_tiff(pages[0], pages[0]) if pages else []
+        return of_numbers(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"), "openslide.mpp")
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         """Decode a part of a version of the slide; several threads may do so at once.

@@ -19,8 +19,9 @@ from pcam.atomic import atomic_path
 from pcam.errors import StoppedError
 from pcam.options import ThresholdName
 from pcam.patches import PATCH_SIZE, PatchArray
-from pcam.slides.image_reader import WHITE, Pixels
+from pcam.slides.image_reader import Pixels
 from pcam.slides.marked import Marked, read_marked
+from pcam.slides.openslide_reader import WHITE
 from pcam.slides.scores import ScoreMap, SlideScores
 from pcam.slides.slide import SQUARE, Slide, open_slide
 from pcam.slides.tissue import PALEST, Squares, saturation, tissue_squares
@@ -103,7 +104,7 @@ class State:
     def load(cls, path: Path, key: Mapping[str, Any]) -> "State | None":
         """Read what a run that was stopped has left, if it was of the same slide and classifier."""
         try:
-            with np.load(path) as found:
+            with path.open("rb") as file, np.load(file) as found:
                 if json.loads(str(found["key"])) != key:
                     return None
                 return cls(found["map"], found["overview"], int(found["blocks"]), float(found["seconds"]))

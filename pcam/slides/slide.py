@@ -12,11 +12,12 @@ from typing import Final, Protocol
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base
 
 from pcam.errors import UserError
 from pcam.patches import CENTRE_START, CENTRE_STOP, MICROMETRES_PER_PIXEL, PATCH_SIZE
-from pcam.slides.image_reader import ImageReader, Pixels
-from pcam.slides.openslide_reader import OpenSlideReader, is_of_scanner
+from pcam.slides.image_reader import ImageReader, Pixels, find_image
+from pcam.slides.openslide_reader import OpenSlideReader, format_of
 from pcam.slides.resolution import COARSEST, FINEST, Resolution, require_resolution
 
 SQUARE: Final = CENTRE_STOP - CENTRE_START
@@ -164,8 +165,8 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     """Open a slide.
 
     Args:
-        path: A whole-slide file of a scanner, which OpenSlide reads, or an image (PNG, TIFF or JPEG), which pyvips
-            reads. The contents of the file tell which.
+        path: A whole-slide file of a scanner or a tiled TIFF, which OpenSlide reads, or another image (PNG, TIFF or
+            JPEG), which pyvips reads. The contents of the file tell which.
         mpp: Its micrometres per pixel, 0.01 to 10; None takes the resolution that the file says.
 
     Returns:
@@ -177,12 +178,12 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     """
     if mpp is not None and not FINEST <= mpp <= COARSEST:
         raise UserError(
-            f"Expected mpp from {FINEST} to {COARSEST:g} um per pixel, because microscopes see nothing finer and "
+            f"Expected --mpp from {FINEST} to {COARSEST:g} um per pixel, because microscopes see nothing finer and "
             f"cells are lost in anything coarser, but found {mpp:g}; correct it."
         )
     if not path.is_file():
         raise UserError(f"Expected a slide or an image at {path}, but there is no such file; correct the path.")
-    reader: Reader = OpenSlideReader(path) if is_of_scanner(path) else ImageReader(path)
+    reader = _open(path)
     if not math.prod(reader.levels[0]):
         raise UserError(f"Expected a slide in {path}, but it has no pixels; copy it again from where it came from.")
     if mpp is None:
@@ -194,7 +195,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
         raise UserError(
             f"Expected a scan of at most {MOST_ENLARGED * MICROMETRES_PER_PIXEL:.3g} um per pixel, as patches have "
             f"{MICROMETRES_PER_PIXEL} um, but {path} has {max(sides):.4g} by its {resolution.source}; take a finer "
-            f"version, or correct mpp."
+            f"version, or correct --mpp."
         )
     across, down = (MICROMETRES_PER_PIXEL / side for side in sides)
     for _, (one, other) in _downsamples(reader.levels):
@@ -204,9 +205,22 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     if min(width, height) < PATCH_SIZE:
         raise UserError(
             f"Expected a slide of at least {PATCH_SIZE}x{PATCH_SIZE} pixels at {MICROMETRES_PER_PIXEL} um each, but "
-            f"{path} has {width}x{height} of them; choose another, or correct mpp."
+            f"{path} has {width}x{height} of them; choose another, or correct --mpp."
         )
     return Slide(path, reader, resolution, (across, down), width, height)
+
+
+def _open(path: Path) -> Reader:
+    found = format_of(path)
+    if found not in (None, "generic-tiff"):
+        return OpenSlideReader(path)
+    image = find_image(path)
+    # OpenSlide would take 16-bit or transparent pixels of a plain TIFF for 8-bit RGB, and any page for the slide.
+    if found is not None and image.is_tiled_rgb():
+        reader = OpenSlideReader(path, image)
+        if reader.levels[0] == (image.tags()[Base.ImageWidth], image.tags()[Base.ImageLength]):
+            return reader
+    return ImageReader(image)
 
 
 def _downsamples(levels: Sequence[tuple[int, int]]) -> list[tuple[int, tuple[float, float]]]:

@@ -54,6 +54,6 @@ def write_slide(
         image.set_type(pyvips.GValue.gstr_type, "image-description", text)
     elif mpp is not None:
         image = image.copy(xres=1000 / mpp, yres=1000 / mpp)
-    saved = {"compression": "deflate", "tile_width": 256, "tile_height": 256, "resunit": "cm"} | options
-    image.tiffsave(str(path), tile=True, pyramid=True, **saved)
+    saved = {"compression": "deflate", "tile_width": 256, "tile_height": 256, "resunit": "cm"}
+    image.tiffsave(str(path), **(saved | {"tile": True, "pyramid": True} | options))
     return path
