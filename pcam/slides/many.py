@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,7 +95,9 @@ def score_slides(
         outputs |= {output / "metrics.json": JSON, output / "froc.png": PNG, output / "roc.png": PNG}
     for path, kind in outputs.items():
         check_output(path, kind, slides)
-    marked = _marked_files(truth, slides)
+    if tissue is not None:
+        _check_place(tissue, list(slides))
+    marked = {} if truth is None else find_truths(truth, slides)
     limit = chosen_threshold(run, threshold)
     rows: list[Mapping[str, Any]] = []
     truths: list[SlideTruth] = []
@@ -118,21 +120,21 @@ def score_slides(
                     unfinished = folder / "unfinished.npz"
                     within = None if areas is None else read_marked(areas, slide)
                     scores = score(slide, classify, limit, within, batch_size, unfinished=unfinished, key=key,
-                                   report=bar.start(path))  # fmt: skip
+                                   report=bar.begin(path))  # fmt: skip
                     write_slide(scores, slide, folder, key)
                     unfinished.unlink(missing_ok=True)
                     row = written_row(folder, key)
                     assert row is not None
-                    bar.print(f"{printable(str(path))}: {scores.windows:,} windows in {scores.seconds:.0f} s, {folder}")
+                    bar.say(f"{printable(str(path))}: {scores.windows:,} windows in {scores.seconds:.0f} s, {folder}")
                 else:
-                    bar.print(f"{printable(str(path))}: done before, {folder}")
+                    bar.say(f"{printable(str(path))}: done before, {folder}")
                 if truth is not None:
                     tumour = None if marked[path] is None else read_marked(marked[path], slide)
                     truths.append(SlideTruth.of(path.name, read_map(folder), slide, tumour))
                 rows.append(row)
             except UserError as error:
                 failures.append(str(error))
-                bar.print(printable(str(error)))
+                bar.say(printable(str(error)))
     if rows:
         write_table(rows, table)
         print(f"Scores of {len(rows):,} slides: {table}")
@@ -147,10 +149,21 @@ def score_slides(
         )
 
 
-def _marked_files(truth: Path | None, slides: Mapping[Path, Path]) -> dict[Path, Path | None]:
-    """Find the truth of each slide; say how many are normal because the folder has no file for them."""
-    if truth is None:
-        return {}
+def find_truths(truth: Path, slides: Iterable[Path]) -> dict[Path, Path | None]:
+    """Find the file that marks the tumour of each slide; say which are normal because the folder has none for them.
+
+    Args:
+        truth: The folder, or the file for a single slide.
+        slides: The slides.
+
+    Returns:
+        The file for each; None for those that are taken as normal.
+
+    Raises:
+        UserError: If it is for none of the slides, or one file for several.
+    """
+    slides = list(slides)
+    _check_place(truth, slides)
     found = {path: find_marked(truth, path) for path in slides}
     normal = [path.name for path, file in found.items() if file is None]
     if len(normal) == len(found):
@@ -161,6 +174,15 @@ def _marked_files(truth: Path | None, slides: Mapping[Path, Path]) -> dict[Path,
     if normal:
         print(f"Taken as normal, because {truth} has no file for them: {', '.join(map(printable, normal))}")
     return found
+
+
+def _check_place(place: Path, slides: Sequence[Path]) -> None:
+    """Refuse one file that would mark areas of several slides."""
+    if place.is_file() and len(slides) > 1:
+        raise UserError(
+            f"Expected a folder with a file for each of {len(slides)} slides, but found the file {place}; name the "
+            f"folder, or one slide."
+        )
 
 
 def _key(
@@ -193,7 +215,7 @@ class _Bar(Progress):
             TimeRemainingColumn(),
         )  # fmt: skip
 
-    def start(self, path: Path) -> Report:
+    def begin(self, path: Path) -> Report:
         """Begin with a slide; what is returned is told of its progress."""
         for task in self.task_ids:
             self.remove_task(task)
@@ -208,6 +230,6 @@ class _Bar(Progress):
 
         return report
 
-    def print(self, words: str) -> None:
+    def say(self, words: str) -> None:
         """Print a line above the bar."""
         self.console.print(words, markup=False, highlight=False)
