@@ -9,14 +9,25 @@ from pcam.atomic import atomic_path
 from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import AxisOrder, CheckpointName, FormatName, Precision
-from pcam.outputs import JSON, MARKDOWN, ONNX, SAFETENSORS, check_output
+from pcam.outputs import JSON, MARKDOWN, ONNX, SAFETENSORS, TORCHSCRIPT, Kind, check_output
 from pcam.run_folder import RunFolder
 
 PACKAGES: Final[dict[FormatName, tuple[str, ...]]] = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "safetensors": ("torch", "safetensors"),
+    "torchscript": ("torch",),
 }
 """The packages whose versions a card lists."""
+
+TORCHSCRIPT_NAME: Final = "torchscript_model.pt"
+"""The name that WSInfer's extension of QuPath looks for, in a folder with a config.json."""
+
+NAMES: Final[dict[FormatName, str]] = {
+    "onnx": "model.onnx", "safetensors": "model.safetensors", "torchscript": f"torchscript/{TORCHSCRIPT_NAME}",
+}  # fmt: skip
+"""Where each file lies in the folder export of a run."""
+
+KINDS: Final[dict[FormatName, Kind]] = {"onnx": ONNX, "safetensors": SAFETENSORS, "torchscript": TORCHSCRIPT}
 
 
 def export(
@@ -38,14 +49,15 @@ def export(
 
     Args:
         run: The run folder.
-        file_format: "onnx", a model that takes uint8 patches, normalises them itself and gives scores; or
-            "safetensors", the weights alone.
-        output: The file; null is `RUN/export/model.onnx` or `model.safetensors`.
+        file_format: "onnx", a model that takes uint8 patches, normalises them itself and gives scores;
+            "safetensors", the weights alone; or "torchscript", a model that WSInfer's extension of QuPath runs, in a
+            folder with the config.json that it reads.
+        output: The file; null is `RUN/export/model.onnx`, `model.safetensors` or `torchscript/torchscript_model.pt`.
         axis_order: The shape of the patches that an ONNX model takes: NHWC (any number, 96, 96, 3), as image files are
             decoded, or NCHW (any number, 3, 96, 96).
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.
-        tta: Have an ONNX model score each patch by the mean over the eight symmetries of the square (test-time
+        tta: Have an ONNX or TorchScript model score each patch by the mean over the eight symmetries of the square (test-time
             augmentation), at eight times the cost.
         precision: "32-true" is the only precision of an exported file; "bf16-mixed", which evaluate and predict take,
             is refused.
@@ -73,9 +85,15 @@ def export(
             f"bfloat16 for a CPU, and weights are stored in float32; leave it out."
         )
     folder = RunFolder.find(Path(run))
-    final = output or folder.path / "export" / f"model.{file_format}"
+    final = output or folder.path / "export" / NAMES[file_format]
+    if file_format == "torchscript" and final.name != TORCHSCRIPT_NAME:
+        raise UserError(
+            f"Expected --output to be named {TORCHSCRIPT_NAME}, which is what WSInfer's extension looks for, but found "
+            f"{final}; name a folder of its own, and this file in it."
+        )
     places = [final, *(final.with_name(f"{final.name}.{ending}") for ending in ("json", "md"))]
-    for place, kind in zip(places, (ONNX if file_format == "onnx" else SAFETENSORS, JSON, MARKDOWN), strict=True):
+    config = [final.with_name("config.json")] if file_format == "torchscript" else []
+    for place, kind in zip([*places, *config], [KINDS[file_format], JSON, MARKDOWN, *[JSON] * len(config)], strict=True):
         check_output(place, kind)
     import hashlib
     from dataclasses import replace
@@ -88,6 +106,8 @@ def export(
         largest_difference,
         write_onnx,
         write_safetensors,
+        write_torchscript,
+        wsinfer_config,
     )
     from pcam.evaluation.model_card import card_markdown, chosen_on_valid, network_facts, ports
     from pcam.trained import TrainedRun
@@ -103,7 +123,10 @@ def export(
     network = settings.network(trained.network.cpu()).eval()
     with ExitStack() as stack:
         path, json_path, markdown_path = (stack.enter_context(atomic_path(place)) for place in places)
-        score = write_onnx(network, axis_order, path) if file_format == "onnx" else write_safetensors(network, path)
+        if file_format == "onnx":
+            score = write_onnx(network, axis_order, path)
+        else:
+            score = (write_safetensors if file_format == "safetensors" else write_torchscript)(network, path)
         difference = largest_difference(patches, checkpoint_score(network), score)
         if not difference <= ALLOWED_DIFFERENCE:
             raise UserError(
@@ -134,10 +157,13 @@ def export(
             },
             "versions": {package: version(package) for package in PACKAGES[file_format]},
         }
+        for place in config:
+            contents = wsinfer_config(type(trained.network).__name__, card["run"])
+            stack.enter_context(atomic_path(place)).write_text(json.dumps(contents, indent=2) + "\n")
         json_path.write_text(json.dumps(card, indent=2) + "\n")
         markdown_path.write_text(card_markdown(card))
     print(f"Largest difference from the checkpoint's scores on {len(patches):,} patches: {difference:.1e}")
-    print("Model and card:", *places, sep="\n  ")
+    print("Model and card:", *places, *config, sep="\n  ")
     return final
 
 
