@@ -57,8 +57,8 @@ def export(
             decoded, or NCHW (any number, 3, 96, 96).
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.
-        tta: Have an ONNX or TorchScript model score each patch by the mean over the eight symmetries of the square (test-time
-            augmentation), at eight times the cost.
+        tta: Have an ONNX or TorchScript model score each patch by the mean over the eight symmetries of the square
+            (test-time augmentation), at eight times the cost.
         precision: "32-true" is the only precision of an exported file; "bf16-mixed", which evaluate and predict take,
             is refused.
         reestimate_bn: Estimate batch norm's running statistics again before exporting, on 10,000 un-augmented training
@@ -93,7 +93,9 @@ def export(
         )
     places = [final, *(final.with_name(f"{final.name}.{ending}") for ending in ("json", "md"))]
     config = [final.with_name("config.json")] if file_format == "torchscript" else []
-    for place, kind in zip([*places, *config], [KINDS[file_format], JSON, MARKDOWN, *[JSON] * len(config)], strict=True):
+    for place, kind in zip(
+        [*places, *config], [KINDS[file_format], JSON, MARKDOWN, *[JSON] * len(config)], strict=True
+    ):
         check_output(place, kind)
     import hashlib
     from dataclasses import replace

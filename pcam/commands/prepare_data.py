@@ -183,9 +183,7 @@ def cut(
     from pcam.slides.many import find_slides, find_truths
 
     found = find_truths(truth, find_slides(slides, output))
-    normal, tumour = cut_slides(
-        found, output / split, balanced=balanced, per_slide=per_slide, mpp=mpp, seed=seed
-    )
+    normal, tumour = cut_slides(found, output / split, balanced=balanced, per_slide=per_slide, mpp=mpp, seed=seed)
     print(
         f"Cut {normal:,} normal patches and {tumour:,} with tumour from {len(found):,} slides: {output / split}. "
         f"{_how_to_train(output)}"
@@ -220,7 +218,9 @@ def main(args: Arguments = None) -> None:
         args: The command line; None takes the process's own.
     """
     words = sys.argv[1:] if args is None else [str(word) for word in args]
-    run_subcommand("Prepare PatchCamelyon's patches, or synthetic patches like them.", COMMANDS, _with_place(words), SPELLED)
+    run_subcommand(
+        "Prepare PatchCamelyon's patches, or synthetic patches like them.", COMMANDS, _with_place(words), SPELLED
+    )
 
 
 def _with_place(words: Sequence[str]) -> list[str]:

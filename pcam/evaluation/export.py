@@ -172,7 +172,8 @@ def write_torchscript(network: nn.Module, path: Path) -> Score:
     written = _SymmetriesInOnePass(network) if isinstance(network, SymmetryAverage) else network
     with torch.inference_mode(), warnings.catch_warnings():
         # QuPath's extension reads nothing else, whatever PyTorch advises; and shapes that are constants warn.
-        warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning, torch.jit.TracerWarning))
+        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
+            warnings.simplefilter("ignore", category)
         traced = torch.jit.trace(TwoLogits(written).eval(), torch.zeros(2, *INPUT_SHAPES["NCHW"]))
         torch.jit.save(traced, path)
         loaded = torch.jit.load(path)

@@ -45,7 +45,7 @@ def patch_grid(
     ids: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw patches with their scores, and their labels if they are known; the square is the centre that the label is about.
+    """Draw patches with their scores, and labels if known; the square is the centre that the label is about.
 
     Args:
         patches: Shape (count, 3, 96, 96), uint8.

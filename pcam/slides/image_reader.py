@@ -1,4 +1,4 @@
-"""Images that OpenSlide does not take, PNG, JPEG and plain TIFF, read through pyvips: their pages, pixels and resolution."""
+"""Images that OpenSlide does not take, PNG, JPEG and plain TIFF, read through pyvips: their pages and pixels."""
 
 import re
 import textwrap
@@ -101,8 +101,8 @@ class ImageFile:
         """Open the image so that damaged pixels are an error, and odd tags are not."""
         if self.kind != "tiff":
             return self._load_strictly("warning")
-        # Of damaged pixels in JPEG libtiff only warns. But it also warns of tiles that were not written, of tags that it
-        # does not know, and of a NUL in a text: where it warns before the first pixel, its warnings do not count.
+        # Of damaged pixels in JPEG libtiff only warns. But it also warns of tags that it does not know, and of a NUL in
+        # a text: where it warns before the first pixel, its warnings do not count.
         pyvips = import_extra("pyvips", "slides")
         try:
             pyvips.Region.new(self._load_strictly("warning", access="sequential")).fetch(0, 0, 1, 1)

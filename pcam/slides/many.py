@@ -44,7 +44,9 @@ def find_slides(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
     """
     found: list[Path] = []
     for path in paths:
-        inside = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SLIDE_SUFFIXES] if path.is_dir() else []
+        inside = (
+            [one for one in sorted(path.iterdir()) if one.suffix.lower() in SLIDE_SUFFIXES] if path.is_dir() else []
+        )
         if path.is_dir() and not inside:
             raise UserError(
                 f"Expected slides ({', '.join(sorted(SLIDE_SUFFIXES))}) in the folder {path}, but found none; correct "
@@ -112,7 +114,9 @@ def score_slides(
                 check_files(folder, path)
                 areas = None if tissue is None else find_marked(tissue, path)
                 if tissue is not None and areas is None:
-                    raise UserError(f"Expected a file that marks the tissue of {path} in {tissue}, but found none; add it.")
+                    raise UserError(
+                        f"Expected a file that marks the tissue of {path} in {tissue}, but found none; add it."
+                    )
                 slide = open_slide(path, mpp)
                 key = _key(run, path, areas, mpp, threshold, limit)
                 row = written_row(folder, key)
@@ -211,9 +215,12 @@ class _Bar(Progress):
 
     def __init__(self) -> None:
         super().__init__(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks, {task.fields[speed]}"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("blocks, {task.fields[speed]}"),
             TimeRemainingColumn(),
-        )  # fmt: skip
+        )
 
     def begin(self, path: Path) -> Report:
         """Begin with a slide; what is returned is told of its progress."""

@@ -80,9 +80,7 @@ class MarkedPolygons:
         return marked
 
 
-def _inside(
-    rings: Sequence[Sequence[tuple[float, float]]], left: int, top: int, width: int, height: int
-) -> Mask:
+def _inside(rings: Sequence[Sequence[tuple[float, float]]], left: int, top: int, width: int, height: int) -> Mask:
     """Find the pixels whose middle is inside an odd number of rings: to the right of an odd number of their sides."""
     sides = np.zeros((height, width + 1), dtype=np.int32)
     for ring in rings:

@@ -10,7 +10,6 @@ from pcam.extras import import_extra
 from pcam.slides.image_reader import ImageFile, Pixels
 from pcam.slides.resolution import Resolution, of_numbers
 
-
 WHITE: Final = 255
 """The value of what was not scanned, and of the tiles that a sparse TIFF leaves out: the background of a slide."""
 

@@ -60,7 +60,9 @@ def map_figure(scores: SlideScores) -> Figure:
     bar = figure.colorbar(drawn, ax=right, label="score", aspect=min(max(20, 20 * height / width), 60))
     bar.ax.axhline(scores.threshold, color="red")
     left.set_title(shortened(scores.slide.name, 60), parse_math=False)
-    right.set_title(f"Score of tumour in each square of {scores.resolution[0]:.0f} um; threshold {scores.threshold:.3f}")
+    right.set_title(
+        f"Score of tumour in each square of {scores.resolution[0]:.0f} um; threshold {scores.threshold:.3f}"
+    )
     places = suspicious_places(scores)
     for axes in (left, right):
         for number, (row, column) in enumerate(places, 1):

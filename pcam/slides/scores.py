@@ -48,9 +48,7 @@ class Region:
 
     def rings(self) -> list[Ring]:
         """Its outline and those of its holes, in squares from the corner of the map."""
-        return [
-            [(column + self.column, row + self.row) for column, row in ring] for ring in outline(self.squares)
-        ]
+        return [[(column + self.column, row + self.row) for column, row in ring] for ring in outline(self.squares)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.special import expit
 
 from pcam.atomic import atomic_path
-from pcam.errors import StoppedError
+from pcam.errors import StoppedError, UserError
 from pcam.options import ThresholdName
 from pcam.patches import PATCH_SIZE, PatchArray
 from pcam.slides.image_reader import Pixels
@@ -24,8 +24,8 @@ from pcam.slides.marked import Marked, read_marked
 from pcam.slides.openslide_reader import WHITE
 from pcam.slides.scores import ScoreMap, SlideScores
 from pcam.slides.slide import SQUARE, Slide, open_slide
-from pcam.slides.tissue import PALEST, Squares, saturation, tissue_squares
 from pcam.slides.thresholds import chosen_threshold
+from pcam.slides.tissue import PALEST, Squares, saturation, tissue_squares
 from pcam.trained import BATCH_SIZE, TrainedRun
 
 BLOCK: Final = 32
@@ -202,7 +202,7 @@ def score(
         if unfinished is not None and state.blocks:
             state.save(unfinished, key)
         raise
-    except Exception:
+    except UserError:  # the slide cannot be read: there is nothing to go on with
         if unfinished is not None:
             unfinished.unlink(missing_ok=True)
         raise

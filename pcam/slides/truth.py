@@ -89,7 +89,13 @@ class SlideTruth:
         false_positives, lesions, isolated = match(detections(scores), fine, side, ratio)
         scored = ~np.isnan(scores)
         return cls(
-            name, labels[scored], scores[scored].astype(np.float64), bool(fine.any()), false_positives, lesions, isolated
+            name,
+            labels[scored],
+            scores[scored].astype(np.float64),
+            bool(fine.any()),
+            false_positives,
+            lesions,
+            isolated,
         )
 
 
@@ -275,7 +281,9 @@ def _froc_figure(evaluation: Evaluation) -> Figure:
     axes = figure.subplots()
     rates, sensitivities = evaluation.froc
     axes.plot(rates, sensitivities, drawstyle="steps-post")
-    axes.plot(FALSE_POSITIVES, np.interp(FALSE_POSITIVES, rates, sensitivities), "o", label="where the challenge reads it")
+    axes.plot(
+        FALSE_POSITIVES, np.interp(FALSE_POSITIVES, rates, sensitivities), "o", label="where the challenge reads it"
+    )
     axes.set_xscale("symlog", linthresh=0.25)
     axes.set_xticks([0, *FALSE_POSITIVES], labels=["0", *(f"{rate:g}" for rate in FALSE_POSITIVES)])
     axes.set(xlim=(0, 10), ylim=(0, 1.02), xlabel="false positives a slide", ylabel="share of lesions found")
@@ -292,7 +300,9 @@ def _roc_figure(evaluation: Evaluation) -> Figure:
     for name, curve in evaluation.curves.items():
         auroc, ends = evaluation.record[f"{name}_auroc"], evaluation.record[f"{name}_auroc_interval"]
         said = "undefined" if auroc is None else f"{auroc:.3f}"
-        axes.plot(ROC_GRID, curve, label=f"{name}: {said}{'' if ends is None else f' ({ends[0]:.3f} to {ends[1]:.3f})'}")
+        axes.plot(
+            ROC_GRID, curve, label=f"{name}: {said}{'' if ends is None else f' ({ends[0]:.3f} to {ends[1]:.3f})'}"
+        )
     axes.plot([0, 1], [0, 1], ":", color="gray", label="chance")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="AUROC (95 % interval for other slides)")
     axes.set_aspect("equal")

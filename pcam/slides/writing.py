@@ -98,8 +98,8 @@ def read_map(folder: Path) -> ScoreMap:
         scores: ScoreMap = pyvips.Image.tiffload(str(folder / "scores.tif")).numpy()
     except pyvips.Error as error:
         raise UserError(
-            f"Expected the map of a slide at {folder / 'scores.tif'}, but it cannot be read; remove {folder}, and score "
-            f"the slide again."
+            f"Expected the map of a slide at {folder / 'scores.tif'}, but it cannot be read; remove {folder}, and "
+            f"score the slide again."
         ) from error
     return scores
 
@@ -107,7 +107,10 @@ def read_map(folder: Path) -> ScoreMap:
 def write_table(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the table of slides, one row each."""
     found: Sequence[Mapping[str, Any]] = list(rows)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         table = csv.DictWriter(file, list(dict.fromkeys(name for row in found for name in row)) or ["slide"])
         table.writeheader()
         table.writerows(found)

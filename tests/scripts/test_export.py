@@ -208,11 +208,16 @@ def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[
     assert "keras" in sentence(capsys, export, [str(run), "--format", "keras"], 2)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")  # which is what the extension uses
 @pytest.mark.parametrize("tta", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_torchscript_model_is_what_qupath_runs(tta: bool, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export([str(run), "--format", "torchscript", *(["--tta"] if tta else [])])
     folder = run / "export" / "torchscript"
-    assert names(folder) == {"torchscript_model.pt", "config.json", *(f"torchscript_model.pt.{end}" for end in ("json", "md"))}
+    assert names(folder) == {
+        "torchscript_model.pt",
+        "config.json",
+        *(f"torchscript_model.pt.{end}" for end in ("json", "md")),
+    }
     config = json.loads((folder / "config.json").read_text())
     assert config["spec_version"] == "1.0"
     assert (config["patch_size_pixels"], config["spacing_um_px"], config["num_classes"]) == (96, 0.972, 2)

@@ -166,7 +166,10 @@ def test_a_signal_leaves_nothing_half_written_and_the_slide_is_gone_on_with(
         (["a/one.tif", "--tissue", "empty"], "a file that marks the tissue of a/one.tif in empty, but found none"),
         (["a/one.tif", "--truth", "empty"], "named as they are (such as one.xml), but found none; correct --truth"),
         (["a/one.tif", "a/two.tif", "--truth", "a/one.tif"], "a folder with a file for each of 2 slides, but found"),
-        (["a/one.tif", "--output", "taken"], "Expected to write a PNG picture to taken/one/map.png, but found a file of"),
+        (
+            ["a/one.tif", "--output", "taken"],
+            "Expected to write a PNG picture to taken/one/map.png, but found a file of",
+        ),
         (["a/one.tif", "--output", "run"], "run/one/scores.tif lies in the run folder"),
     ],
 )

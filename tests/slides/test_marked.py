@@ -17,7 +17,7 @@ from tests.slides.test_slide import ArrayReader, slide_of
 
 @pytest.fixture
 def slide() -> Slide:
-    """At 0.243 um, of which all but 40 pixels at the left and 20 at the top were scanned: 150x155 pixels of 0.972 um."""
+    """At 0.243 um; all but 40 pixels at the left and 20 at the top were scanned: 150x155 pixels of 0.972 um."""
     return slide_of(ArrayReader([noise(20, 20)], bounds=(40, 20, 600, 620)), 0.243)
 
 
@@ -52,7 +52,9 @@ def test_a_pixel_is_marked_if_its_middle_is_inside() -> None:
 
 def test_annotations_of_asap_are_whole_slide_pixels_with_parts_cut_out(slide: Slide, tmp_path: Path) -> None:
     path = tmp_path / "slide.xml"
-    path.write_text(asap(("_2", box(80, 60, 120, 100)), ("_0", box(40, 20, 200, 180)), ("Tumor", box(400, 400, 440, 440))))
+    path.write_text(
+        asap(("_2", box(80, 60, 120, 100)), ("_0", box(40, 20, 200, 180)), ("Tumor", box(400, 400, 440, 440)))
+    )
     found = read_marked(path, slide).mask(0, 0, 150, 155)
     expected = np.zeros((155, 150), dtype=bool)
     expected[:40, :40] = expected[95:105, 90:100] = True
@@ -124,5 +126,5 @@ def test_files_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
     assert find_marked(tmp_path, slide) == tmp_path / "tumor_001_Mask.tif"
     assert find_marked(tmp_path / "tumor_0010.xml", slide) == tmp_path / "tumor_0010.xml"
     assert find_marked(tmp_path, tmp_path / "other.tif") is None
-    with pytest.raises(UserError, match="file or folder with marked areas at .*nowhere, but found nothing"):
+    with pytest.raises(UserError, match=r"file or folder with marked areas at .*nowhere, but found nothing"):
         find_marked(tmp_path / "nowhere", slide)

@@ -1,4 +1,4 @@
-"""A slide is scored square by square: which are tissue, where each is, in how much memory, and how it is gone on with."""
+"""A slide is scored square by square: which are tissue, where each is, and how a stopped one is gone on with."""
 
 import tracemalloc
 from pathlib import Path
@@ -170,7 +170,9 @@ def test_memory_does_not_grow_with_the_slide() -> None:
     peaks = []
     for squares in (98, 130):
         slide = slide_of(ArrayReader([noise(1, 1)]), 0.972)
-        slide = type(slide)(slide.path, Endless(32 * squares), slide.resolution, slide.scale, 32 * squares, 32 * squares)
+        slide = type(slide)(
+            slide.path, Endless(32 * squares), slide.resolution, slide.scale, 32 * squares, 32 * squares
+        )
         tracemalloc.start()
         try:
             assert score(slide, mean_red, 0.5).windows == (squares - 2) ** 2

@@ -193,7 +193,11 @@ def test_what_was_not_scanned_is_white(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("stated", "expected"),
-    [(("8", "16", "90", "80"), (8, 16, 90, 80)), (("600", "0", "90", "80"), (600, 0, 40, 80)), (("-1", "0", "9", "9"), None)],
+    [
+        (("8", "16", "90", "80"), (8, 16, 90, 80)),
+        (("600", "0", "90", "80"), (600, 0, 40, 80)),
+        (("-1", "0", "9", "9"), None),
+    ],
 )
 def test_bounds_are_kept_within_the_slide(
     stated: tuple[str, ...], expected: tuple[int, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +214,6 @@ def test_real_slides_are_read(real_data: Path) -> None:
     assert slide.resolution == Resolution(0.499, 0.499, "openslide.mpp")
     assert (slide.width, slide.height) == (1139, 1523)
     assert slide.read(0, 0, 1139, 1523).mean() == pytest.approx(205.54, abs=0.1)
-    with pytest.raises(UserError, match="tcga_no_resolution.svs to say how many micrometres"):
+    with pytest.raises(UserError, match=r"tcga_no_resolution.svs to say how many micrometres"):
         open_slide(real_data / "slides" / "tcga_no_resolution.svs")
     assert open_slide(real_data / "slides" / "tcga_no_resolution.svs", 0.5).read(500, 500, 96, 96).mean() < 240

@@ -15,7 +15,9 @@ from tests.slides.test_slide import ArrayReader, slide_of
 def truth(name: str, false_positives: list[float], lesions: list[float], has_tumour: bool | None = None) -> SlideTruth:
     scores = np.array([0.1, *false_positives, *lesions])
     labels = np.arange(len(scores)) > len(false_positives)
-    return SlideTruth(name, labels, scores, bool(lesions) if has_tumour is None else has_tumour, false_positives, lesions, 0)
+    return SlideTruth(
+        name, labels, scores, bool(lesions) if has_tumour is None else has_tumour, false_positives, lesions, 0
+    )
 
 
 def test_froc_is_that_of_a_case_worked_by_hand() -> None:
