@@ -21,7 +21,10 @@ MONITORS: Final[tuple[Monitor, ...]] = get_args(Monitor)
 Precision = Literal["32-true", "bf16-mixed"]
 """What a network is evaluated in, as a trainer spells it: float32, or convolutions in bfloat16."""
 
-FormatName = Literal["onnx", "safetensors", "hub"]
+ThresholdName = Literal["0.5", "youden", "sensitivity_95", "specificity_95"]
+"""The thresholds of a score: a fixed one, and those that are chosen on the valid split."""
+
+FormatName = Literal["onnx", "safetensors", "torchscript", "hub"]
 """What a classifier is exported as: a kind of file, or the folder that the Hugging Face hub takes."""
 
 AxisOrder = Literal["NHWC", "NCHW"]

@@ -45,6 +45,8 @@ TIFF: Final = Kind("a TIFF image", [b"II*\0", b"MM\0*"])
 ONNX: Final = Kind("an ONNX model", [b"\x08"])
 SAFETENSORS: Final = Kind("a file of safetensors", [b"{"], offset=8)
 JSON: Final = Kind("a JSON file", [b"{", b"["])
+SLIDES_CSV: Final = Kind("a table of slides", [b"slide,"])
+TORCHSCRIPT: Final = Kind("a TorchScript model", [b"PK"])
 MARKDOWN: Final = Kind("a page in Markdown", [b"# "])
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score patches without labels, or a larger image: the command `pcam predict`."""
+"""Score patches without labels: the command `pcam predict`."""
 
 from pcam.commands.predict import main
 

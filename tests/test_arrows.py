@@ -21,6 +21,7 @@ LAYERS = [
     ["training"],
     ["trained", "cli"],
     ["fit"],
+    ["slides"],
     ["study", "benchmark"],
     ["commands"],
     ["__main__"],

@@ -204,6 +204,61 @@ def benchmark_memory(
         _race(f"Memory of training MobileNetV2, batches of {MEMORY_BATCH}", contestants, workload, output)
 
 
+def benchmark_slide(
+    run: Path,
+    data: MeasuredPatches = SYNTHETIC,
+    side: PositiveInt = 5000,
+    large_side: PositiveInt = 50_000,
+    batch_size: PositiveInt = 64,
+    rounds: PositiveInt = 3,
+    output: Path = Path("benchmark_slide.json"),
+) -> None:
+    """Measure how fast a slide is scored, on the CPU, and in how much memory.
+
+    Compares the command slide with the ceiling, its network on windows that lie in memory, and with a plain loop that
+    reads and classifies one window after the other. The slides are pyramidal TIFFs of 0.243 um per pixel, made of
+    patches; a large one has as much tissue, in white.
+
+    Args:
+        run: The run folder, whose best checkpoint is used.
+        data: The patches that slides are made of.
+        side: The width and height of the slide in pixels, at least 1,152, all of it tissue.
+        large_side: The width and height of the slide that shows whether memory grows.
+        batch_size: Number of windows in a batch, at least 1.
+        rounds: Number of rounds, at least 1.
+        output: JSON file for the results.
+
+    Raises:
+        UserError: If a slide is to be smaller than three patches, or the large one smaller than the other.
+    """
+    import torch
+
+    from pcam.benchmark.patches import open_patches
+    from pcam.benchmark.race import race
+    from pcam.benchmark.results import report_race
+    from pcam.benchmark.slides import slide_ceiling, slide_ours, slide_plain, write_slide
+    from pcam.run_folder import RunFolder
+
+    if not 3 * 4 * 96 <= side <= large_side:
+        raise UserError(
+            f"Expected a slide of at least 1,152 pixels, which are three patches, and a larger one, but found side "
+            f"{side} and large_side {large_side}; correct them."
+        )
+    folder = RunFolder.find(run).path
+    with open_patches(data.root, data.cache_dir) as (found, place):
+        first, last = place / "slide.tif", place / "large.tif"
+        for size, path in ((side, first), (large_side, last)):
+            write_slide(found.packed("valid"), side, size, path)
+        contestants: dict[str, Contestant] = {
+            "ours": partial(slide_ours, folder, first, batch_size, rounds),
+            "network alone": partial(slide_ceiling, folder, first, batch_size, rounds),
+            "plain loop": partial(slide_plain, folder, first, rounds),
+            f"ours, {large_side:,} pixels": partial(slide_ours, folder, last, batch_size, rounds),
+        }
+        turns = race(contestants, rounds, torch.device("cpu"), place)
+    report_race(f"Windows of a slide of {side:,} pixels, batches of {batch_size}", turns, output)
+
+
 def _race(title: str, contestants: "dict[str, Contestant]", workload: "Workload", output: Path) -> None:
     import torch
 
@@ -219,6 +274,7 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "train": benchmark_train,
     "evaluate": benchmark_evaluate,
     "memory": benchmark_memory,
+    "slide": benchmark_slide,
 }
 """The benchmarks, by the name of their command."""
 
@@ -230,4 +286,4 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    run_subcommand("Measure speed against what others do.", COMMANDS, args)
+    run_subcommand("Measure speed against what others do.", COMMANDS, args, {"slide": {"run": "RUN"}})

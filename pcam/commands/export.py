@@ -3,6 +3,7 @@
 import json
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,7 @@ from pcam.atomic import atomic_folder, atomic_path
 from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import AxisOrder, CheckpointName, FormatName, Precision
-from pcam.outputs import JSON, MARKDOWN, ONNX, SAFETENSORS, check_output
+from pcam.outputs import JSON, MARKDOWN, ONNX, SAFETENSORS, TORCHSCRIPT, Kind, check_output
 from pcam.published import WEIGHTS_FILE
 from pcam.run_folder import RunFolder
 
@@ -21,9 +22,24 @@ if TYPE_CHECKING:
 PACKAGES: Final[dict[FormatName, tuple[str, ...]]] = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "safetensors": ("torch", "safetensors"),
+    "torchscript": ("torch",),
     "hub": ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors"),
 }
 """The packages whose versions a card lists."""
+
+TORCHSCRIPT_NAME: Final = "torchscript_model.pt"
+"""The name that WSInfer's extension of QuPath looks for, in a folder with a config.json."""
+
+NAMES: Final[dict[FormatName, str]] = {
+    "onnx": "model.onnx",
+    "safetensors": "model.safetensors",
+    "torchscript": f"torchscript/{TORCHSCRIPT_NAME}",
+    "hub": "hub",
+}
+"""Where each file lies in the folder export of a run."""
+
+KINDS: Final[dict[FormatName, Kind]] = {"onnx": ONNX, "safetensors": SAFETENSORS, "torchscript": TORCHSCRIPT}
+"""The kind of each file."""
 
 
 def export(
@@ -46,16 +62,18 @@ def export(
     Args:
         run: The run folder, or the name of a published run, such as best.
         file_format: "onnx", a model that takes uint8 patches, normalises them itself and gives scores; "safetensors",
-            the weights alone; or "hub", a folder in the form of the Hugging Face hub, which every command takes as a
-            run, with config, weights (the large ones as float16 if that moves no score by more than .001), an ONNX
-            model, what was measured and a model card.
-        output: The file or the folder; null is `RUN/export/model.onnx`, `model.safetensors` or `hub`.
+            the weights alone; "torchscript", a model that WSInfer's extension of QuPath runs, in a folder with the
+            config.json that it reads; or "hub", a folder in the form of the Hugging Face hub, which every command takes
+            as a run, with config, weights (the large ones as float16 if that moves no score by more than .001), an
+            ONNX model, what was measured and a model card.
+        output: The file or the folder; null is `RUN/export/model.onnx`, `model.safetensors`,
+            `torchscript/torchscript_model.pt` or `hub`.
         axis_order: The shape of the patches that an ONNX model takes: NHWC (any number, 96, 96, 3), as image files are
             decoded, or NCHW (any number, 3, 96, 96).
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.
-        tta: Have an ONNX model score each patch by the mean over the eight symmetries of the square (test-time
-            augmentation), at eight times the cost.
+        tta: Have an ONNX or TorchScript model score each patch by the mean over the eight symmetries of the square
+            (test-time augmentation), at eight times the cost.
         precision: "32-true" is the only precision of an exported file; "bf16-mixed", which evaluate and predict take,
             is refused.
         reestimate_bn: Estimate batch norm's running statistics again before exporting, on 10,000 un-augmented training
@@ -82,18 +100,16 @@ def export(
             f"bfloat16 for a CPU, and weights are stored in float32; leave it out."
         )
     folder = RunFolder.find(Path(run))
-    is_folder = file_format == "hub"
-    final = output or folder.output / "export" / ("hub" if is_folder else f"model.{file_format}")
-    places = [final] if is_folder else [final, *(final.with_name(f"{final.name}.{end}") for end in ("json", "md"))]
-    for place, kind in zip(places, (ONNX if file_format == "onnx" else SAFETENSORS, JSON, MARKDOWN), strict=False):
-        if not is_folder:
-            check_output(place, kind)
+    final = output or folder.output / "export" / NAMES[file_format]
+    places = _places(final, file_format)
     from pcam.evaluation.export import (
         ALLOWED_DIFFERENCE,
         checkpoint_score,
         largest_difference,
         write_onnx,
         write_safetensors,
+        write_torchscript,
+        wsinfer_config,
     )
     from pcam.evaluation.model_card import card_markdown
     from pcam.evaluation.publishing import HALF_DIFFERENCE, write_record, write_weights
@@ -122,24 +138,53 @@ def export(
         }
 
     with ExitStack() as stack:
-        if is_folder:
+        if file_format == "hub":
             temporary = stack.enter_context(atomic_folder(final, "for the published run"))
             stored, difference = write_weights(network, temporary / WEIGHTS_FILE, trained.step, patches)
             parity = check(WEIGHTS_FILE, difference, HALF_DIFFERENCE)
-            score = write_onnx(stored, axis_order, temporary / "model.onnx")
+            score = write_onnx(stored, temporary / "model.onnx", axis_order)
             check("model.onnx", largest_difference(patches, checkpoint_score(stored), score), ALLOWED_DIFFERENCE)
             card = _card(trained, file_format, axis_order, temporary / WEIGHTS_FILE, WEIGHTS_FILE, parity)
             write_record(folder, temporary, checkpoint, card, trained.config)
         else:
-            path, json_path, markdown_path = (stack.enter_context(atomic_path(place)) for place in places)
-            score = write_onnx(network, axis_order, path) if file_format == "onnx" else write_safetensors(network, path)
+            path, *others = (stack.enter_context(atomic_path(place)) for place in places)
+            writers = {"safetensors": write_safetensors, "torchscript": write_torchscript}
+            score = writers.get(file_format, partial(write_onnx, axis_order=axis_order))(network, path)
             difference = largest_difference(patches, checkpoint_score(network), score)
             parity = check(final.name, difference, ALLOWED_DIFFERENCE)
             card = _card(trained, file_format, axis_order, path, final.name, parity)
-            json_path.write_text(json.dumps(card, indent=2) + "\n")
-            markdown_path.write_text(card_markdown(card))
+            contents = [json.dumps(card, indent=2) + "\n", card_markdown(card)]
+            if file_format == "torchscript":
+                contents += [json.dumps(wsinfer_config(type(trained.network).__name__, card["run"]), indent=2) + "\n"]
+            for other, content in zip(others, contents, strict=True):
+                other.write_text(content)
     print("Model and card:", *places, sep="\n  ")
     return final
+
+
+def _places(final: Path, file_format: FormatName) -> list[Path]:
+    """List the files that are written, the exported one first, once nothing else would be lost there.
+
+    Raises:
+        UserError: If something else is there, or WSInfer would not find the file.
+    """
+    if file_format == "hub":
+        return [final]
+    if file_format == "torchscript" and final.name != TORCHSCRIPT_NAME:
+        raise UserError(
+            f"Expected --output to be named {TORCHSCRIPT_NAME}, which is what WSInfer's extension looks for, but found "
+            f"{final}; name a folder of its own, and this file in it."
+        )
+    places = {
+        final: KINDS[file_format],
+        final.with_name(f"{final.name}.json"): JSON,
+        final.with_name(f"{final.name}.md"): MARKDOWN,
+    }
+    if file_format == "torchscript":
+        places |= {final.with_name("config.json"): JSON}
+    for place, kind in places.items():
+        check_output(place, kind)
+    return list(places)
 
 
 def _parity_patches(run: "TrainedRun", *, is_root_given: bool) -> "tuple[PatchArray, str | None]":

@@ -1,4 +1,4 @@
-"""Score patches without labels, or a larger image on a grid of windows."""
+"""Score patches without labels."""
 
 import sys
 from contextlib import nullcontext
@@ -7,12 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jsonargparse.typing import PositiveFloat
-
 from pcam.atomic import is_stream
 from pcam.commands.options import BatchSize, warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
-from pcam.errors import UserError
 from pcam.options import CheckpointName, Precision
 from pcam.run_folder import RunFolder
 
@@ -28,8 +25,6 @@ def predict(
     inputs: list[Path],
     output: Path | None = None,
     submission: bool = False,
-    tile: bool = False,
-    mpp: PositiveFloat | None = None,
     batch_size: BatchSize = 64,
     checkpoint: CheckpointName = "best",
     tta: bool = False,
@@ -38,24 +33,19 @@ def predict(
     enlarged_sizes: list[int] | None = None,
     root: Path | None = None,
 ) -> Path:
-    """Score patches without labels, or with --tile a larger image on a grid of windows.
+    """Score patches without labels. Larger images are what the command slide scores.
 
     The scores of a patch are those that evaluating with the same options gives it.
 
     Args:
         run: The run folder.
         inputs: What to score: a folder with its subfolders, image files, HDF5 files with the key x, or -- (or -) for a
-            list of these on standard input, one a line. With --tile one image.
+            list of these on standard input, one a line.
         output: The CSV file for the scores, with the columns id, logit and score, in the order of the names of files.
             Patches that cannot be read are listed beside it in `<name>.errors.csv` (id, reason), and the exit code is
             then 1. Ids that begin with = + - @, which a spreadsheet would run as formulas, get an apostrophe before
-            them. With --tile it is the score map, a float TIFF (.tif or .tiff), and a picture of the map is written
-            beside it as `<name>.png`. Null is scores.csv or scores.tif.
+            them. Null is scores.csv.
         submission: Write what Kaggle takes: the columns id (the file's name without its ending) and label (the score).
-        tile: Score a larger image on a grid of 96x96 windows, 32 pixels apart, at 0.972 um per pixel. Each pixel of
-            the map has the score of the window around it, which is about one 32x32 square of the image. It is NaN for
-            background, and for the border of one square, which is in the centre of no window.
-        mpp: The micrometres per pixel of the image with --tile, 0.01 to 10, instead of those that its file says.
         batch_size: The number of patches that are classified at once, 1 to 65,536.
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.
@@ -74,14 +64,8 @@ def predict(
         The file with the scores.
 
     Raises:
-        UserError: If the run or an image cannot be used, or some patches cannot be read.
+        UserError: If the run cannot be used, or some patches cannot be read.
     """
-    if submission and tile:
-        raise UserError("Expected --submission or --tile, but found both; Kaggle takes scores of patches.")
-    if mpp is not None and not tile:
-        raise UserError("Expected --mpp with --tile only, but found it without; patches have 0.972 um per pixel.")
-    if tile and len(inputs) != 1:
-        raise UserError(f"Expected one image with --tile, but found {len(inputs)} paths; score them one by one.")
     folder = RunFolder.find(Path(run))
 
     def load() -> "Classify":
@@ -99,13 +83,6 @@ def predict(
         warn_of_bfloat16(trained)
         return partial(trained.logits, batch_size=batch_size)
 
-    if tile:
-        from pcam.evaluation.tiles import write_score_map
-
-        output = output or Path("scores.tif")
-        count, picture = write_score_map(load, inputs[0], output, mpp, batch_size)
-        print(f"{count:,} windows of {inputs[0]} scored: {output}, {picture}")
-        return output
     from pcam.data.inputs import listed_paths
     from pcam.evaluation.patch_scores import write_scores
 
@@ -119,7 +96,7 @@ def predict(
 
 @front_door
 def main(args: Arguments = None) -> None:
-    """Score patches, or a larger image.
+    """Score patches.
 
     Args:
         args: The command line; None takes the process's own.

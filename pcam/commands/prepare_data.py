@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
 from pcam.atomic import expanded
 from pcam.door import Arguments, front_door, run_subcommand
 from pcam.errors import UserError
@@ -146,6 +148,48 @@ def synthesize(
     print(f"Wrote {train + valid + test:,} patches to {output}. {_how_to_train(output)}")
 
 
+def cut(
+    slides: list[Path],
+    truth: Path,
+    output: Path,
+    split: SplitName = "train",
+    balanced: bool = False,
+    per_slide: PositiveInt = 1000,
+    mpp: PositiveFloat | None = None,
+    seed: NonNegativeInt = 1,
+) -> None:
+    """Cut labelled patches of 96x96 pixels at 0.972 um from annotated slides, by PatchCamelyon's rules.
+
+    A patch is tumour if a pixel of its centre 32x32 is; windows without tissue are left out; no pixel is in two
+    patches. Name other slides for each split.
+
+    Args:
+        slides: The slides, or folders of slides.
+        truth: What is tumour: a folder of ASAP's XML, GeoJSON or masks that are named as the slides are, or one file
+            for one slide. A slide that the folder has no file for is normal.
+        output: The folder of the data set; `<split>/{0,1}` in it must be new or empty. Beside them, patches.csv says
+            the slide and the place of each patch.
+        split: The split that the patches are for.
+        balanced: Keep as many patches of one class as of the other; without it they are as they come.
+        per_slide: The number of patches that are cut from a slide at most, at random places: of each class if they are
+            to be balanced, else of both together.
+        mpp: The micrometres per pixel of the slides, 0.01 to 10, instead of those that their files say.
+        seed: The seed of every draw, at least 0: the same seed gives the same patches.
+
+    Raises:
+        UserError: If a slide or its truth cannot be read, or a class has no patch.
+    """
+    from pcam.slides.cutting import cut_slides
+    from pcam.slides.many import find_slides, find_truths
+
+    found = find_truths(truth, find_slides(slides, output))
+    normal, tumour = cut_slides(found, output / split, balanced=balanced, per_slide=per_slide, mpp=mpp, seed=seed)
+    print(
+        f"Cut {normal:,} normal patches and {tumour:,} with tumour from {len(found):,} slides: {output / split}. "
+        f"{_how_to_train(output)}"
+    )
+
+
 def _how_to_train(root: Path, *options: str) -> str:
     return f"Train on them with {shlex.join(['--data.root', str(root), *options])}"
 
@@ -156,8 +200,14 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "pack": pack,
     "audit": audit,
     "synthesize": synthesize,
+    "cut": cut,
 }
 """The functions of this module that are commands, by name."""
+
+SPELLED: Final[Mapping[str, Mapping[str, str]]] = {
+    "cut": {"slides": "SLIDE", "truth": "--truth", "output": "--output"},
+}
+"""Parameters of commands whose options are spelled differently from their names."""
 
 
 @front_door
@@ -168,7 +218,9 @@ def main(args: Arguments = None) -> None:
         args: The command line; None takes the process's own.
     """
     words = sys.argv[1:] if args is None else [str(word) for word in args]
-    run_subcommand("Prepare PatchCamelyon's patches, or synthetic patches like them.", COMMANDS, _with_place(words))
+    run_subcommand(
+        "Prepare PatchCamelyon's patches, or synthetic patches like them.", COMMANDS, _with_place(words), SPELLED
+    )
 
 
 def _with_place(words: Sequence[str]) -> list[str]:

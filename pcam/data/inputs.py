@@ -204,7 +204,7 @@ def _larger(path: Path) -> str | None:
         return None
     return (
         f"Expected patches of {PATCH_SIZE}x{PATCH_SIZE} pixels, but {path} is larger{found}; "
-        f"score it on a grid of windows with predict.py --tile."
+        f"score it on a grid of windows with pcam slide."
     )
 
 

@@ -1,9 +1,10 @@
 """A classifier as a file for other programs, and the check that its scores are those of the checkpoint."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import safetensors.torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from pcam.extras import import_extra
 from pcam.models.symmetry import SymmetryAverage, logits_of_mean_score, symmetries
 from pcam.options import AxisOrder
-from pcam.patches import PATCH_SIZE, PatchArray
+from pcam.patches import CLASS_NAMES, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
 
 INPUT_SHAPES: Final[dict[AxisOrder, tuple[int, int, int]]] = {
     "NHWC": (PATCH_SIZE, PATCH_SIZE, 3),
@@ -76,13 +77,13 @@ class _SymmetriesInOnePass(nn.Module):
         return logits_of_mean_score(logits.reshape(8, -1))
 
 
-def write_onnx(network: nn.Module, axis_order: AxisOrder, path: Path) -> Score:
+def write_onnx(network: nn.Module, path: Path, axis_order: AxisOrder) -> Score:
     """Write an ONNX model: input `patches` (uint8, any number), outputs `scores` and `logits`.
 
     Args:
         network: Patches in, logits out; on the CPU, in evaluation mode.
-        axis_order: The axis order of the input.
         path: The file.
+        axis_order: The axis order of the input.
 
     Returns:
         A function that computes scores with the file in onnxruntime.
@@ -132,6 +133,82 @@ def write_safetensors(network: nn.Module, path: Path) -> Score:
     loaded = copy.deepcopy(network)
     loaded.load_state_dict(safetensors.torch.load_file(path))
     return checkpoint_score(loaded)
+
+
+class TwoLogits(nn.Module):
+    """A network as WSInfer's extension of QuPath calls one, which applies a softmax to what it gives.
+
+    Args:
+        network: Patches in, logits out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Compute two logits.
+
+        Args:
+            patches: Shape (batch, 3, 96, 96), values 0..1.
+
+        Returns:
+            Shape (batch, 2): 0 for normal, and the logit for tumour. The softmax of these is the sigmoid of the logit.
+        """
+        logits = self.network(255 * patches)
+        return torch.stack([torch.zeros_like(logits), logits], dim=1)
+
+
+def write_torchscript(network: nn.Module, path: Path) -> Score:
+    """Write a TorchScript model: patches of 0..1 in, two logits out.
+
+    Args:
+        network: Patches in, logits out; on the CPU, in evaluation mode.
+        path: The file.
+
+    Returns:
+        A function that computes scores with the file.
+    """
+    written = _SymmetriesInOnePass(network) if isinstance(network, SymmetryAverage) else network
+    with torch.inference_mode(), warnings.catch_warnings():
+        # QuPath's extension reads nothing else, whatever PyTorch advises; and shapes that are constants warn.
+        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
+            warnings.simplefilter("ignore", category)
+        traced = torch.jit.trace(TwoLogits(written).eval(), torch.zeros(2, *INPUT_SHAPES["NCHW"]))
+        torch.jit.save(traced, path)
+        loaded = torch.jit.load(path)
+
+    @torch.inference_mode()
+    def score(patches: PatchArray) -> NDArray[np.float32]:
+        scaled = torch.from_numpy(np.ascontiguousarray(patches.transpose(0, 3, 1, 2))) / 255
+        scores: NDArray[np.float32] = loaded(scaled).softmax(dim=1)[:, 1].numpy()
+        return scores
+
+    return score
+
+
+def wsinfer_config(network_name: str, run_name: str) -> dict[str, Any]:
+    """The `config.json` that WSInfer's extension of QuPath reads beside a TorchScript model.
+
+    Args:
+        network_name: The class of the network.
+        run_name: The run.
+
+    Returns:
+        Its contents. Normalisation is inside the model.
+
+    Source: wsinfer-zoo, schemas/model-config.schema.json, version 1.0.
+    """
+    return {
+        "spec_version": "1.0",
+        "architecture": network_name,
+        "num_classes": len(CLASS_NAMES),
+        "class_names": list(CLASS_NAMES),
+        "name": run_name,
+        "patch_size_pixels": PATCH_SIZE,
+        "spacing_um_px": MICROMETRES_PER_PIXEL,
+        "transform": [{"name": "ToTensor"}],
+    }
 
 
 def checkpoint_score(network: nn.Module) -> Score:

@@ -115,6 +115,13 @@ def ports(file_format: FormatName, axis_order: AxisOrder) -> dict[str, Any]:
     """
     scores = {"name": "scores", "type": "float32", "shape": ["any"], "meaning": "probability of class 1, 0..1"}
     logits = {"name": "logits", "type": "float32", "shape": ["any"], "meaning": "log-odds of class 1"}
+    if file_format == "torchscript":
+        shape = ["any", *INPUT_SHAPES["NCHW"]]
+        two = {"name": "logits", "type": "float32", "shape": ["any", 2], "meaning": "their softmax is the scores"}
+        return {
+            "input": {"name": "patches", "type": "float32", "shape": shape, "meaning": "RGB, 0..1"},
+            "outputs": [two],
+        }
     # The weights alone are for the network in this package, which takes NCHW and gives logits.
     shape = ["any", *INPUT_SHAPES[axis_order if file_format == "onnx" else "NCHW"]]
     return {
@@ -151,6 +158,9 @@ scores = network(patches).sigmoid()""",
         "hub": """\
 run = pcam.TrainedRun.load("FOLDER")
 scores = run.scores(patches)""",
+        "torchscript": f"""\
+network = torch.jit.load("{card["file"]}")
+scores = network(patches / 255).softmax(dim=1)[:, 1]""",
     }
     return f"""\
 # {card["file"]}

@@ -40,17 +40,17 @@ EXPLANATION: Final = (
 def patch_grid(
     patches: Patches,
     scores: Tensor,
-    labels: Labels,
+    labels: Labels | None,
     columns: int = 8,
     ids: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw patches with their labels and scores; the square is the centre that the label is about.
+    """Draw patches with their scores, and labels if known; the square is the centre that the label is about.
 
     Args:
         patches: Shape (count, 3, 96, 96), uint8.
         scores: Shape (count,), probabilities of tumour.
-        labels: Shape (count,).
+        labels: Shape (count,); None if they are not known.
         columns: The number of patches in a row.
         ids: The id of each patch, of which the end is shown; None shows no ids.
         title: What the head of the sheet says, one or several lines; empty leaves it out.
@@ -59,10 +59,12 @@ def patch_grid(
         The sheet. The text above a patch is red if a threshold of 0.5 gives the wrong class.
     """
     sheet = _Sheet(len(patches), columns, pictures=1, lines=1 if ids is None else 2, title=title)
-    for index, (patch, score, label) in enumerate(zip(patches.cpu(), scores.tolist(), labels.tolist(), strict=True)):
+    known = [None] * len(patches) if labels is None else labels.tolist()
+    for index, (patch, score, label) in enumerate(zip(patches.cpu(), scores.tolist(), known, strict=True)):
         words = [] if ids is None else [shortened(ids[index], ID_LENGTH)]
-        words.append(f"{CLASS_NAMES[label]}, score {score:.2f}")
-        sheet.add(index, [patch.permute(1, 2, 0).numpy()], words, wrong=(score > 0.5) != bool(label))
+        words.append(", ".join([*([] if label is None else [CLASS_NAMES[label]]), f"score {score:.2f}"]))
+        wrong = label is not None and (score > 0.5) != bool(label)
+        sheet.add(index, [patch.permute(1, 2, 0).numpy()], words, wrong)
     return sheet.figure()
 
 

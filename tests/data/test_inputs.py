@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_named_beside_the_rest(tmp_path: Path) -> None:
     assert batch.ids == ["good.png"]
     reasons = dict(batch.unreadable)
     assert "cannot be read" in reasons["half.png"]
-    assert reasons["large.png"].endswith("larger (200x96); score it on a grid of windows with predict.py --tile.")
+    assert reasons["large.png"].endswith("larger (200x96); score it on a grid of windows with pcam slide.")
     assert reasons["small.png"].endswith("has 50x50; remove it or cut it to size.")
 
 
@@ -128,7 +128,7 @@ def test_an_image_too_large_for_pillow_is_one_for_tiles(tmp_path: Path, monkeypa
     path = write_image(tmp_path / "slide.png", size=(200, 200))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     (batch,) = read_inputs([path], 8)
-    assert batch.unreadable[0][1].endswith("is larger; score it on a grid of windows with predict.py --tile.")
+    assert batch.unreadable[0][1].endswith("is larger; score it on a grid of windows with pcam slide.")
 
 
 def test_damaged_rows_of_hdf5_are_named(tmp_path: Path) -> None:

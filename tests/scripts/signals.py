@@ -19,14 +19,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
 from tests.conftest import REPOSITORY, write_patches
+from tests.slides.mosaics import write_slide
 
 COUNTS = {"train": (44, 40), "valid": (14, 11), "test": (6, 9)}
 
-COMMANDS = ("train", "evaluate", "predict", "export", "study")
+COMMANDS = ("train", "evaluate", "predict", "export", "slide", "study")
 
 
 class Place:
@@ -40,6 +42,8 @@ class Place:
         self.folder = folder
         self.root = folder / "patches"
         write_patches(self.root, COUNTS)
+        pixels = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+        self.slide = write_slide(pixels, folder / "slide.tif", zoom=1, mpp=0.972)
         self.plan = folder / "tiny.yaml"
         config = str(REPOSITORY / "configs" / "cnn.yaml")
         arms = {name: {"label": name, "config": config, "overrides": self.options(folder / "x")} for name in ("a", "b")}
@@ -64,7 +68,7 @@ class Place:
     def words(self, command: str, place: Path) -> list[str]:
         """The command line of a command that writes into a folder."""
         run = place / "run"
-        if command in ("evaluate", "predict", "export") and not run.exists():
+        if command in ("evaluate", "predict", "export", "slide") and not run.exists():
             shutil.copytree(self.trained_run, run)
         options = [f"--{name}={value}" for name, value in self.options(place).items()]
         config = ["--config", str(REPOSITORY / "configs" / "cnn.yaml")]
@@ -73,6 +77,7 @@ class Place:
             "evaluate": [str(run)],
             "predict": [str(run), "--input", str(self.root / "valid"), "--output", str(place / "scores.csv")],
             "export": [str(run), "--format", "onnx"],
+            "slide": [str(run), str(self.slide), "--threshold", "0.5", "--output", str(place / "slides")],
             "study": ["--config", str(self.plan), "--data.root", str(self.root), "--output", str(place / "study")],
         }[command]
 
@@ -118,6 +123,8 @@ def check(place: Path, command: str, exit_code: int, patches: int) -> str:
         for path in place.rglob(name):
             with path.open(newline="") as file:
                 assert len(list(csv.reader(file))) == 1 + patches, f"{path} is not whole"
+    for path in place.rglob("slide.json"):
+        assert {"map.png", "scores.tif"} <= {other.name for other in path.parent.iterdir()}, f"{path} is not whole"
     for path in place.rglob("model.onnx"):
         assert path.with_name("model.onnx.json").exists(), f"{path} lacks its card"
     for path in place.rglob("lock"):

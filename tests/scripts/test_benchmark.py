@@ -141,6 +141,31 @@ def test_memory_is_measured_over_more_patches_than_there_are(tmp_path: Path) -> 
     assert list(rows) == ["64 patches", "1,500 patches"]
 
 
+@pytest.mark.slow  # starts four processes
+def test_scoring_a_slide_is_compared_with_its_network_and_a_plain_loop(
+    patch_root: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    write_run(tmp_path, BaselineCNN(dropout=0.5), dropout=0.5)
+    rows = figures(
+        tmp_path / "figures.json", "slide", tmp_path, "--data.root", patch_root, "--data.cache_dir", cache_dir,
+        "--side", "1920", "--large_side", "4000", "--rounds", "1",
+    )  # fmt: skip
+    assert list(rows) == ["ours", "network alone", "plain loop", "ours, 4,000 pixels"]
+    windows = {name: row["rounds"][0]["patches"] for name, row in rows.items()}
+    assert windows["ours"] == 13 * 13  # of 15 squares a side, those in the centre of a window
+    assert windows["ours, 4,000 pixels"] >= 15 * 15
+    assert windows["plain loop"] == 100
+
+
+@pytest.mark.parametrize("sides", [("1000", "5000"), ("5000", "4000")])
+def test_slides_that_are_too_small_to_measure_are_refused(
+    sides: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        benchmark(["slide", "nowhere", "--side", sides[0], "--large_side", sides[1]])
+    assert f"but found side {sides[0]} and large_side {sides[1]}; correct them" in capsys.readouterr().err
+
+
 def test_fewer_patches_than_a_batch_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         benchmark(["memory", "--counts", "[31, 64]"])
@@ -205,7 +230,7 @@ def test_a_contestant_that_fails_ends_the_race(
         race({"one": contestant}, 1, torch.device("cpu"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["data", "train", "evaluate", "memory"])
+@pytest.mark.parametrize("name", ["data", "train", "evaluate", "memory", "slide"])
 def test_help_explains_each_option_and_describes_the_benchmark_once(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

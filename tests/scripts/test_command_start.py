@@ -19,7 +19,7 @@ print("imported:", sorted(set(sys.modules) & {heavy}))
 """
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "explain", "export"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "slide", "explain", "export"])
 def test_help_and_a_wrong_option_import_nothing_heavy(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(command=command, heavy=HEAVY)], capture_output=True, text=True, check=True

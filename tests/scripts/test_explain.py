@@ -182,7 +182,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_written(
     monkeypatch.chdir(folder)
     Image.new("RGB", (200, 200)).save("large.png")
     said = sentence(capsys, main, [str(run), "--input", "large.png"], 1)
-    assert said.endswith("large.png is larger (200x200); score it on a grid of windows with predict.py --tile.")
+    assert said.endswith("large.png is larger (200x200); score it on a grid of windows with pcam slide.")
     assert "Expected one run with --input" in sentence(capsys, main, [*map(str, runs), "--input", "large.png"], 1)
     assert "Expected --output with --input only" in sentence(capsys, main, [str(run), "--output", "a.png"], 1)
     change(run, {"network.head.4.bias": lambda bias: bias * float("nan")})

@@ -208,6 +208,33 @@ def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[
     assert "keras" in sentence(capsys, export, [str(run), "--format", "keras"], 2)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")  # which is what the extension uses
+@pytest.mark.parametrize("tta", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_torchscript_model_is_what_qupath_runs(tta: bool, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export([str(run), "--format", "torchscript", *(["--tta"] if tta else [])])
+    folder = run / "export" / "torchscript"
+    assert names(folder) == {
+        "torchscript_model.pt",
+        "config.json",
+        *(f"torchscript_model.pt.{end}" for end in ("json", "md")),
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["spec_version"] == "1.0"
+    assert (config["patch_size_pixels"], config["spacing_um_px"], config["num_classes"]) == (96, 0.972, 2)
+    assert config["class_names"] == ["normal", "tumour"]
+    assert [step["name"] for step in config["transform"]] == ["ToTensor"]
+    trained = TrainedRun.load(run)
+    patches = trained.data.packed("valid").patches[:]
+    model = torch.jit.load(folder / "torchscript_model.pt")
+    for batch in (patches, patches[:1]):
+        # What the extension does: floats of 0..1, channels first, and a softmax at the end.
+        with torch.inference_mode():
+            found = model(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255).softmax(dim=1)
+        assert found[:, 1].numpy() == pytest.approx(trained.scores(batch, tta=tta), abs=1e-5)
+    said = sentence(capsys, export, [str(run), "--format", "torchscript", "--output", str(run / "export" / "a.pt")], 1)
+    assert "Expected --output to be named torchscript_model.pt" in said
+
+
 @pytest.mark.slow  # takes some seconds
 def test_the_symmetries_can_be_inside_the_model(run: Path) -> None:
     evaluate([str(run), "--tta"])

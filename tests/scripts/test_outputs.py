@@ -55,7 +55,6 @@ def contents(folder: Path) -> dict[str, str]:
         ("predict", ["--input", "patches", "--output", "run/checkpoints/last.ckpt"]),
         ("predict", ["--input", "patches", "--output", "run/config.yaml"]),
         ("predict", ["--input", "patches", "--output", "scores.csv"]),
-        ("predict", ["--input", "patches/0/patch0000000.png", "--tile", "--output", "patches/0/patch0000000.tif"]),
         ("explain", ["--input", "patches", "--output", "patches/0/patch0000000.png"]),
         ("explain", ["--input", "patches", "--output", "patches/new.png"]),
         ("explain", ["--input", "patches", "--output", "x.h5"]),

@@ -19,12 +19,9 @@ from scipy.special import expit
 from pcam.commands.evaluate import main as evaluate
 from pcam.commands.predict import main as predict
 from pcam.evaluation import patch_scores
-from pcam.trained import TrainedRun
 from tests.conftest import COUNTS
 from tests.scripts.test_evaluate import short_run
 from tests.scripts.test_front_door import sentence
-
-NATIVE_DPI = (25400 / 0.972, 25400 / 0.972)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +178,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_scored(
     errors = pd.read_csv(tmp_path / "scores.errors.csv").set_index("id")["reason"]
     assert errors.index.tolist() == ["0/patch0000003.png", "1/patch0000000.png"]
     assert "it is no image of a known format" in errors.iloc[0]
-    assert errors.iloc[1].endswith("is larger (300x200); score it on a grid of windows with predict.py --tile.")
+    assert errors.iloc[1].endswith("is larger (300x200); score it on a grid of windows with pcam slide.")
     assert agrees(output, expected)
     assert set(pd.read_csv(output)["id"]) == set(expected.index) - set(errors.index)
     shutil.rmtree(folder / "1")
@@ -197,7 +194,7 @@ def test_patches_of_another_size_are_refused_one_by_one(
     Image.new("RGB", (192, 96)).save(path)
     said = sentence(capsys, predict, [str(run), "--input", str(path), "--output", str(tmp_path / "scores.csv")], 1)
     assert "Expected patches of 96x96 pixels" in said
-    assert "score it on a grid of windows with predict.py --tile" in said
+    assert "score it on a grid of windows with pcam slide" in said
 
 
 def test_hdf5_is_scored_by_rows(run: Path, expected: pd.DataFrame, folder: Path, tmp_path: Path) -> None:
@@ -288,11 +285,6 @@ def test_a_network_that_has_diverged_is_said_and_nothing_written(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--submission", "--tile"], "--submission or --tile, but found both"),
-        (["--mpp", "0.5"], "--mpp with --tile only"),
-        (["--tile", "--output", "scores.png"], "found scores.png; rename it"),
-        (["--tile", "--output", "image.tif"], "image.png is image.png or lies among its images; choose"),
-        (["--tile", "--input", "a.png", "b.png"], "one image with --tile, but found 2 paths"),
         (["--output", "."], "Expected to write a file ., but found a folder there"),
         (["--input", "nowhere"], "found nothing at nowhere; correct --input"),
     ],
@@ -307,23 +299,11 @@ def test_options_that_make_no_sense_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
-@pytest.mark.parametrize(("option", "value"), [("--batch_size", "0"), ("--mpp", "-1"), ("--checkpoint", "first")])
+@pytest.mark.parametrize(("option", "value"), [("--batch_size", "0"), ("--checkpoint", "first")])
 def test_values_out_of_range_end_with_2(
     option: str, value: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert option.lstrip("-") in sentence(capsys, predict, [str(run), "--input", str(tmp_path), option, value], 2)
-
-
-@pytest.mark.parametrize("mpp", ["1000", "1e9", "inf", "0.001"])
-def test_a_resolution_that_no_scan_has_ends_with_1(
-    mpp: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (96, 96)).save("image.png")
-    said = sentence(capsys, predict, [str(run), "--input", "image.png", "--tile", "--mpp", mpp], 1)
-    assert "Expected --mpp from 0.01 to 10 um per pixel, because" in said
-    assert f"but found {float(mpp):g}" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
 def test_help_says_how_a_list_is_given(capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,45 +311,3 @@ def test_help_says_how_a_list_is_given(capsys: pytest.CaptureFixture[str]) -> No
         predict(["--help"])
     assert ended.value.code == 0
     assert "or -- (or -) for a list of these on standard input, one a line" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_larger_image_becomes_a_map_and_a_picture(
-    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mosaic = np.vstack([
-        np.hstack([pixels(folder / label / f"patch{number:07d}.png") for number in range(4)])
-        for label in ("0", "1", "0")
-    ])  # fmt: skip
-    path, output = tmp_path / "section.png", tmp_path / "made" / "map.tif"
-    Image.fromarray(mosaic).save(path, dpi=NATIVE_DPI)
-    predict([str(run), "--input", str(path), "--tile", "--output", str(output), "--batch_size", "5"])
-    assert f"70 windows of {path} scored: {output}, {output.with_suffix('.png')}" in capsys.readouterr().out
-    assert sorted(entry.name for entry in output.parent.iterdir()) == ["map.png", "map.tif"]
-    with Image.open(output) as image:
-        scores = np.asarray(image)
-        dots_per_inch = image.info["dpi"]
-    assert (scores.shape, scores.dtype) == ((9, 12), np.float32)
-    assert dots_per_inch == pytest.approx((25400 / (32 * 0.972),) * 2, rel=1e-3)
-    assert np.isnan(scores[[0, -1]]).all()
-    assert np.isnan(scores[:, [0, -1]]).all()
-    network = TrainedRun.load(run).network
-    windows = np.stack(
-        [mosaic[32 * row : 32 * row + 96, 32 * column : 32 * column + 96] for row in range(7) for column in range(10)]
-    )
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(windows).permute(0, 3, 1, 2)).sigmoid()
-    assert scores[1:-1, 1:-1].ravel() == pytest.approx(expected.numpy(), abs=1e-6)
-    assert pixels(output.with_suffix(".png")).shape[1] > 1000
-
-
-def test_an_image_without_resolution_needs_it(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)).save("section.png")
-    assert "give it with --mpp" in sentence(capsys, predict, [str(run), "--input", "section.png", "--tile"], 1)
-    assert not Path("scores.tif").exists()
-    predict([str(run), "--input", "section.png", "--tile", "--mpp", "0.972"])
-    assert pixels(Path("scores.tif")).shape == (6, 6)
-    predict([str(run), "--input", "section.png", "--tile", "--mpp", "0.486", "--output", "half.tif"])
-    assert pixels(Path("half.tif")).shape == (3, 3)

@@ -56,12 +56,14 @@ class Resolution(NamedTuple):
     source: str
 
 
-def require_resolution(path: Path, stated: Sequence[Resolution]) -> Resolution:
+def require_resolution(path: Path, stated: Sequence[Resolution], objective_power: str | None = None) -> Resolution:
     """Take the resolution that a file says.
 
     Args:
         path: The file.
         stated: What its parts say.
+        objective_power: The magnification of the objective, if the file says it. It is no resolution, as 40x is 0.23 um
+            with one scanner and 0.25 um with another, but it helps who looks the resolution up.
 
     Returns:
         The first that is one of a scan, from 0.01 to 10 um per pixel.
@@ -74,7 +76,8 @@ def require_resolution(path: Path, stated: Sequence[Resolution]) -> Resolution:
         found = ", ".join(f"{each.across:.4g} um per pixel by its {each.source}" for each in stated)
         raise UserError(
             f"Expected {path} to say how many micrometres a pixel is, but found no resolution"
-            f"{f' of a scan ({found})' if found else ''}; give it with --mpp."
+            f"{f' of a scan ({found})' if found else ''}"
+            f"{f' (only its objective, {objective_power}x)' if objective_power else ''}; give it with --mpp."
         )
     first = of_scan[0]
     for other in of_scan[1:]:
@@ -85,6 +88,20 @@ def require_resolution(path: Path, stated: Sequence[Resolution]) -> Resolution:
                 f"{first.source} and {other.across:.4g} by its {other.source}; give the right one with --mpp."
             )
     return first
+
+
+def of_numbers(across: Any, down: Any, source: str) -> list[Resolution]:
+    """Read micrometres per pixel that a file gives as such, in numbers or in text.
+
+    Args:
+        across: The width of a pixel.
+        down: The height of a pixel.
+        source: The part of the file that says so.
+
+    Returns:
+        The resolution; empty if one of them is no length.
+    """
+    return _resolution(_number(across), _number(down), source)
 
 
 def of_png(path: Path) -> list[Resolution]:

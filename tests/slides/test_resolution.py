@@ -12,7 +12,7 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
 from pcam.errors import UserError
-from pcam.evaluation.large_image import open_image
+from pcam.slides.slide import open_slide
 
 WIDTH, HEIGHT = 400, 300
 X, Y, UNIT, TEXT = Base.XResolution, Base.YResolution, Base.ResolutionUnit, Base.ImageDescription
@@ -31,11 +31,11 @@ def ome(pixels: str, size: str = f'SizeX="{WIDTH}" SizeY="{HEIGHT}"') -> str:
 
 
 def scaled(path: Path) -> tuple[float, float]:
-    """Open an image, and compute the micrometres per pixel by which it was resized, to half a percent."""
-    image = open_image(path, None)
-    across, down = image.file.stated_resolutions()[0][:2]
-    assert image.pixels.width == pytest.approx(WIDTH * across / 0.972, abs=1)
-    assert image.pixels.height == pytest.approx(HEIGHT * down / 0.972, abs=1)
+    """Open an image, and find the micrometres per pixel by which it is resampled, to half a percent."""
+    slide = open_slide(path, None)
+    across, down = slide.resolution[:2]
+    assert slide.width == pytest.approx(WIDTH * across / 0.972, abs=1)
+    assert slide.height == pytest.approx(HEIGHT * down / 0.972, abs=1)
     return across, down
 
 
@@ -113,7 +113,7 @@ def test_what_a_tiff_says_counts(tags: dict[int, Any], expected: tuple[float, fl
 def test_what_a_tiff_does_not_say_is_asked_for(tags: dict[int, Any], tmp_path: Path) -> None:
     path = write_tiff(tags, tmp_path / "image.tif")
     with pytest.raises(UserError, match="how many micrometres a pixel is, but found no resolution; give it with --mpp"):
-        open_image(path, None)
+        open_slide(path, None)
 
 
 def test_two_resolutions_that_differ_are_asked_about(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_two_resolutions_that_differ_are_asked_about(tmp_path: Path) -> None:
         "give the right one with --mpp"
     )
     with pytest.raises(UserError, match=expected):
-        open_image(path, None)
-    assert open_image(path, 0.972).pixels.width == WIDTH
+        open_slide(path, None)
+    assert open_slide(path, 0.972).width == WIDTH
 
 
 def write_png(across: int, down: int, unit: int, path: Path) -> Path:
@@ -160,7 +160,7 @@ def test_what_a_png_says_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_what_a_png_does_not_say_is_asked_for(across: int, down: int, unit: int, tmp_path: Path) -> None:
     path = write_png(across, down, unit, tmp_path / "image.png")
     with pytest.raises(UserError, match="found no resolution; give it with --mpp"):
-        open_image(path, None)
+        open_slide(path, None)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_a_jpeg_does_not_say_is_asked_for(
 ) -> None:
     path = write_jpeg(unit, across, down, exif, tmp_path / "image.jpg")
     with pytest.raises(UserError, match="found no resolution; give it with --mpp"):
-        open_image(path, None)
+        open_slide(path, None)
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])
@@ -201,8 +201,8 @@ def test_what_only_pyvips_reads_says_no_resolution(name: str, tmp_path: Path) ->
     options = {"pnginfo": text} if name.endswith("png") else {"exif": b"Exif\0\0no tags at all"}
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / name, **options)
     with pytest.raises(UserError, match="found no resolution; give it with --mpp"):
-        open_image(tmp_path / name, None)
-    assert open_image(tmp_path / name, 0.972).pixels.width == WIDTH
+        open_slide(tmp_path / name, None)
+    assert open_slide(tmp_path / name, 0.972).width == WIDTH
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg", "image.tif"])
@@ -212,10 +212,10 @@ def test_the_resolution_of_a_screen_is_none(name: str, tmp_path: Path) -> None:
         r"no resolution of a scan \(352.[78] um per pixel by its (chunk pHYs|JFIF header|tag XResolution)\); give"
     )
     with pytest.raises(UserError, match=expected):
-        open_image(tmp_path / name, None)
+        open_slide(tmp_path / name, None)
 
 
 @pytest.mark.parametrize("mpp", [1e9, math.inf, math.nan, 1000.0, 0.001, 0.0, -1.0])
 def test_a_resolution_that_no_scan_has_is_refused(mpp: float, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--mpp from 0.01 to 10 um per pixel, because .*, but found .*; correct it"):
-        open_image(write_tiff({}, tmp_path / "image.tif"), mpp)
+        open_slide(write_tiff({}, tmp_path / "image.tif"), mpp)

@@ -1,29 +1,20 @@
-"""A larger image than a patch: which of its file's pages is scored, at which resolution, and its pixels strip by strip.
-
-The image is divided into squares of 32x32 pixels. Each square is the centre of one window of 96x96 pixels, which is
-what the label of a patch is about.
-"""
+"""Images that OpenSlide does not take, PNG, JPEG and plain TIFF, read through pyvips: their pages and pixels."""
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from PIL.ExifTags import Base
 
 from pcam.data.layouts.tiff import CODECS, UNCOMPRESSED, Tags, missing_parts, read_pages
 from pcam.errors import UserError
-from pcam.evaluation.resolution import COARSEST, FINEST, Resolution, of_jpeg, of_png, of_tiff, require_resolution
 from pcam.extras import import_extra
-from pcam.patches import CENTRE_START, CENTRE_STOP, MICROMETRES_PER_PIXEL, PATCH_SIZE
-
-CELL_SIZE: Final = CENTRE_STOP - CENTRE_START
-"""The distance between two windows in pixels: the side of a square, a third of the side of a window."""
+from pcam.slides.resolution import Resolution, of_jpeg, of_png, of_tiff
 
 Kind = Literal["jpeg", "png", "tiff"]
 
@@ -39,11 +30,18 @@ REDUCED_OR_MASK: Final = 0b101
 Source: TIFF 6.0, section 8, NewSubfileType.
 """
 
-WHITE: Final = 255
-"""The value of the tiles that a sparse TIFF leaves out: the background of a stained slide."""
+RGB: Final = 2
+YCBCR: Final = 6
+"""TIFF's PhotometricInterpretation of colours, the second as JPEG stores them.
 
-Strip = UInt8[np.ndarray, "32 width 3"]
-Thumbnail = UInt8[np.ndarray, "height width 3"]
+Source: TIFF 6.0, section 8, PhotometricInterpretation.
+"""
+
+MOST_PIXELS: Final = 2**32
+"""The pixels, at most, of an image without tiles: pyvips decodes such a one as a whole, to a temporary file."""
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+"""A part of a slide: RGB, values 0..255."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,14 @@ class ImageFile:
             return of_tiff(self.pages[0], self.tags())
         return of_png(self.path) if self.kind == "png" else of_jpeg(self.path)
 
+    def is_tiled_rgb(self) -> bool:
+        """Whether it is a page of a TIFF in tiles of 8-bit RGB, without an alpha channel."""
+        tags = self.tags()
+        bits, photometric = tags.get(Base.BitsPerSample), tags.get(Base.PhotometricInterpretation)
+        return Base.TileWidth in tags and bits == (8, 8, 8) and photometric in (RGB, YCBCR)
+
     def pixels(self) -> Any:
-        """Open the image, which is decoded from top to bottom when it is read, and can be read once.
+        """Open the image, which is decoded where it is read.
 
         Returns:
             A `pyvips.Image` with the bands that the file has, as they are stored: no note to turn it is followed.
@@ -81,58 +85,41 @@ class ImageFile:
         Raises:
             UserError: If it cannot be read.
         """
-        pyvips = import_extra("pyvips", "tile")
+        pyvips = import_extra("pyvips", "slides")
         try:
-            missing = missing_parts(self.tags())
-            pixels = self._load(sparse=bool(missing.any()))
-            if not missing.any():
-                return pixels
-            if Base.TileWidth in self.tags():
-                return self._fill(pixels, missing)
+            sparse = bool(missing_parts(self.tags()).any())
+            if not sparse:
+                return self._load()
         except (pyvips.Error, ArithmeticError, TypeError, ValueError) as error:  # the tags may be anything
             raise self.unreadable(error) from error
         raise UserError(
-            f"Expected an image (PNG, TIFF or JPEG) in {self.path}, but it is a sparse TIFF, some of whose strips are "
-            f"not stored, which pyvips reads of tiles only; write it again as a whole."
+            f"Expected an image (PNG, TIFF or JPEG) in {self.path}, but it is a sparse TIFF, some of whose strips or "
+            f"tiles are not stored, which are read of tiles in 8-bit RGB only; write it again as a whole."
         )
 
-    def rgb(self) -> Any:
-        """Open the image as `pixels`, without an alpha channel."""
-        return self.pixels()[0:3]
-
-    def _load(self, sparse: bool) -> Any:
+    def _load(self) -> Any:
         """Open the image so that damaged pixels are an error, and odd tags are not."""
         if self.kind != "tiff":
             return self._load_strictly("warning")
-        # Of damaged pixels in JPEG libtiff only warns. But it also warns of tiles that were not written, of tags that
-        # it does not know, and of a NUL in a text: where it warns before the first pixel, its warnings do not count.
-        pyvips = import_extra("pyvips", "tile")
+        # Of damaged pixels in JPEG libtiff only warns. But it also warns of tags that it does not know, and of a NUL in
+        # a text: where it warns before the first pixel, its warnings do not count.
+        pyvips = import_extra("pyvips", "slides")
         try:
-            pyvips.Region.new(self._load_strictly("warning")).fetch(0, 0, 1, 1)
+            pyvips.Region.new(self._load_strictly("warning", access="sequential")).fetch(0, 0, 1, 1)
         except pyvips.Error as error:
             if self._missing_codec(error) is not None:
                 raise
             return self._load_strictly("error")
-        return self._load_strictly("error" if sparse else "warning")
+        return self._load_strictly("warning")
 
-    def _load_strictly(self, fail_on: Literal["error", "warning"]) -> Any:
-        pyvips = import_extra("pyvips", "tile")
+    def _load_strictly(self, fail_on: Literal["error", "warning"], access: str = "random") -> Any:
+        pyvips = import_extra("pyvips", "slides")
         # Not by its name, in which pyvips would take "[page=1]" for options.
         with self.path.open("rb") as stream:
             source = pyvips.Source.new_from_descriptor(stream.fileno())
         load = getattr(pyvips.Image, f"{self.kind}load_source")
         options = {"page": self.page} if self.kind == "tiff" else {}
-        return load(source, access="sequential", fail_on=fail_on, **options)
-
-    def _fill(self, pixels: Any, missing: NDArray[np.bool_]) -> Any:
-        """Make the tiles white that were never written."""
-        pyvips = import_extra("pyvips", "tile")
-        width, height = self.tags()[Base.TileWidth], self.tags()[Base.TileLength]
-        columns, rows = -(-pixels.width // width), -(-pixels.height // height)
-        # There are more than these many tiles where each channel is stored for itself.
-        mask = missing.reshape(-1, rows * columns).any(axis=0).astype(np.uint8) * 255
-        tiles = pyvips.Image.new_from_memory(mask.tobytes(), columns, rows, 1, "uchar").zoom(width, height)
-        return tiles.crop(0, 0, pixels.width, pixels.height).ifthenelse([WHITE] * pixels.bands, pixels)
+        return load(source, access=access, fail_on=fail_on, **options)
 
     def unreadable(self, error: Exception) -> UserError:
         """Say why the image cannot be read, and what to do."""
@@ -150,52 +137,44 @@ class ImageFile:
         return CODECS.get(self.tags().get(Base.Compression, UNCOMPRESSED)) if built_without else None
 
 
-@dataclass(frozen=True)
-class LargeImage:
-    """An image at 0.972 um per pixel, which is read strip by strip.
+class ImageReader:
+    """Reads an image in 8-bit RGB.
 
     Args:
-        file: Where it is stored.
-        pixels: The image as a `pyvips.Image`, which decodes it when it is read.
+        file: The image. An alpha channel is dropped if it is opaque everywhere.
+
+    Attributes:
+        levels: Its width and height in pixels; it has no smaller versions.
+        bounds: The part that was scanned, all of it: left, top, width and height in pixels.
+        objective_power: The magnification of the objective, which these files do not say.
+
+    Raises:
+        UserError: If the image cannot be read, or is not 8-bit RGB.
     """
 
-    file: ImageFile
-    pixels: Any
-    """A `pyvips.Image`."""
+    objective_power: str | None = None
 
-    @property
-    def rows(self) -> int:
-        """The number of whole squares in the height."""
-        return int(self.pixels.height) // CELL_SIZE
+    def __init__(self, file: ImageFile) -> None:
+        pixels = file.pixels()
+        _require_size(file, pixels)
+        _require_rgb(file, pixels)
+        self._file, self._pixels = file, pixels[0:3]
+        self.levels: list[tuple[int, int]] = [(pixels.width, pixels.height)]
+        self.bounds: tuple[int, int, int, int] = (0, 0, pixels.width, pixels.height)
 
-    @property
-    def columns(self) -> int:
-        """The number of whole squares in the width."""
-        return int(self.pixels.width) // CELL_SIZE
+    def stated_resolutions(self) -> list[Resolution]:
+        """Read what the file says of its resolution."""
+        return self._file.stated_resolutions()
 
-    def strips(self) -> Iterator[Strip]:
-        """Decode the rows of squares from top to bottom. This works once, because a file is read forwards only.
-
-        Yields:
-            Shape (32, 32 columns, 3), values 0..255.
-
-        Raises:
-            UserError: If the file is damaged.
-        """
-        pyvips = import_extra("pyvips", "tile")
-        region, width = pyvips.Region.new(self.pixels), self.columns * CELL_SIZE
-        for row in range(self.rows):
-            try:
-                strip = region.fetch(0, row * CELL_SIZE, width, CELL_SIZE)
-            except pyvips.Error as error:
-                raise self.file.unreadable(error) from error
-            yield np.frombuffer(strip, dtype=np.uint8).reshape(CELL_SIZE, width, 3)
-
-    def thumbnail(self, size: int) -> Thumbnail:
-        """Decode the image once more, from its file, as a picture.
+    def read(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        """Decode a part of the image; several threads may do so at once.
 
         Args:
-            size: The number of pixels, at most, of its longer side.
+            level: The number of the version, which is 0.
+            left: The first column.
+            top: The first row.
+            width: The number of columns, none of which lies outside.
+            height: The number of rows.
 
         Returns:
             Shape (height, width, 3), values 0..255.
@@ -203,55 +182,27 @@ class LargeImage:
         Raises:
             UserError: If the file is damaged.
         """
-        pyvips = import_extra("pyvips", "tile")
+        pyvips = import_extra("pyvips", "slides")
         try:
-            thumbnail = self.file.rgb().thumbnail_image(size, height=size, size="down", no_rotate=True)
-            pixels: Thumbnail = thumbnail.numpy()
+            content = pyvips.Region.new(self._pixels).fetch(left, top, width, height)
         except pyvips.Error as error:
-            raise self.file.unreadable(error) from error
-        return pixels
+            raise self._file.unreadable(error) from error
+        return np.frombuffer(content, dtype=np.uint8).reshape(height, width, 3)
 
 
-def open_image(path: Path, mpp: float | None) -> LargeImage:
-    """Open an image and resize it to 0.972 um per pixel.
+def find_image(path: Path) -> ImageFile:
+    """Find out which format a file has, and which page of a TIFF is its image.
 
     Args:
-        path: A PNG, TIFF or JPEG file in 8-bit RGB. An alpha channel is dropped if it is opaque everywhere. Of a TIFF
-            of several pages, the largest is taken that is not marked as a smaller version of another one.
-        mpp: Its micrometres per pixel, 0.01 to 10; None takes the resolution that the file says.
+        path: A PNG, TIFF or JPEG file. Of a TIFF of several pages, the largest is taken that is not marked as a smaller
+            version of another one.
 
     Returns:
         The image.
 
     Raises:
-        UserError: If it cannot be read, does not say its resolution, or is smaller than a window.
+        UserError: If it is no such file, or does not say which page is meant.
     """
-    if mpp is not None and not FINEST <= mpp <= COARSEST:
-        raise UserError(
-            f"Expected --mpp from {FINEST} to {COARSEST:g} um per pixel, because microscopes see nothing finer and "
-            f"cells are lost in anything coarser, but found {mpp:g}; correct it."
-        )
-    if not path.is_file():
-        raise UserError(f"Expected an image (PNG, TIFF or JPEG) at {path}, but there is no such file; correct --input.")
-    file = _find_image(path)
-    pixels = file.pixels()
-    _require_rgb(file, pixels)
-    pixels = pixels[0:3]
-    across, down = (mpp, mpp) if mpp is not None else require_resolution(path, file.stated_resolutions())[:2]
-    scales = across / MICROMETRES_PER_PIXEL, down / MICROMETRES_PER_PIXEL
-    # Half a pixel in a window's side is less than a file's rounding of its resolution may do.
-    if max(abs(scale - 1) for scale in scales) * PATCH_SIZE > 0.5:
-        pixels = pixels.resize(scales[0], vscale=scales[1])
-    if min(pixels.width, pixels.height) < PATCH_SIZE:
-        raise UserError(
-            f"Expected an image of at least {PATCH_SIZE}x{PATCH_SIZE} pixels at {MICROMETRES_PER_PIXEL} um each, but "
-            f"{path} has {pixels.width}x{pixels.height} of them; choose another, or correct --mpp."
-        )
-    return LargeImage(file, pixels)
-
-
-def _find_image(path: Path) -> ImageFile:
-    """Find out which format a file has, and which page of a TIFF is its image."""
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
@@ -285,9 +236,18 @@ def _find_image(path: Path) -> ImageFile:
     return ImageFile(path, kind, pages, chosen[0])
 
 
+def _require_size(file: ImageFile, pixels: Any) -> None:
+    """Refuse what would fill the disk when it is decoded."""
+    if Base.TileWidth not in file.tags() and pixels.width * pixels.height > MOST_PIXELS:
+        raise UserError(
+            f"Expected an image of at most {MOST_PIXELS:,} pixels without tiles, but {file.path} has {pixels.width}x"
+            f"{pixels.height}; write it as a tiled TIFF."
+        )
+
+
 def _require_rgb(file: ImageFile, pixels: Any) -> None:
     """Refuse what is not 8-bit RGB, or is transparent somewhere."""
-    pyvips = import_extra("pyvips", "tile")
+    pyvips = import_extra("pyvips", "slides")
     if file.pages and pixels.get("n-pages") != len(file.pages):
         raise _unreadable(
             file.path, ValueError(f"the tags of {len(file.pages)} of its {pixels.get('n-pages')} pages can be read")
