@@ -60,7 +60,7 @@ def exported(
 ) -> tuple[nn.Module, AxisOrder, Path]:
     name, axis_order = request.param
     network, path = NETWORKS[name](), tmp_path_factory.mktemp("export") / "model.onnx"
-    write_onnx(network, axis_order, path)
+    write_onnx(network, path, axis_order)
     return network, axis_order, path
 
 
@@ -94,7 +94,7 @@ def test_onnx_takes_bytes_and_is_one_file(exported: tuple[nn.Module, AxisOrder, 
 
 def test_what_write_onnx_returns_is_the_files_answer(tmp_path: Path) -> None:
     network = baseline()
-    score = write_onnx(network, "NCHW", tmp_path / "model.onnx")
+    score = write_onnx(network, tmp_path / "model.onnx", "NCHW")
     patches = patches_of(3)
     expected = score(patches)
     nn.init.zeros_(network.head[-1].weight)  # the network changes, the file does not
