@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from pcam.atomic import expanded
 from pcam.data import PCamDataModule
 from pcam.errors import ConfigError, UserError
+from pcam.evaluation.explain import Attributions, explain, explain_mean_score
 from pcam.evaluation.predictions import Predictions, check_finite
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
 from pcam.models.published_weights import load_published
 from pcam.options import CheckpointName, Precision, SplitName
-from pcam.patches import Patches
+from pcam.patches import PatchArray, Patches
 from pcam.published import WEIGHTS_FILE
 from pcam.run_folder import RunFolder
 from pcam.training.checkpoints import load_checkpoint
@@ -182,6 +183,26 @@ class TrainedRun:
         """
         scores: NDArray[np.float64] = expit(self.logits(patches, tta=tta, batch_size=batch_size).astype(np.float64))
         return scores
+
+    def attributions(self, patches: PatchArray) -> tuple[Attributions, NDArray[np.float32]]:
+        """Explain where in patches the network finds evidence for and against tumour.
+
+        Args:
+            patches: Shape (count, 96, 96, 3), values 0..255.
+
+        Returns:
+            The attributions by HiResCAM, on the grid of the network's features, above 0 for tumour and below 0 against
+            it; and the logits, shape (count,).
+
+        Raises:
+            UserError: If the network has no convolutional features, or a logit is not finite.
+        """
+        network = replace(self.settings, tta=False).network(self.network)
+        explain_batch = explain_mean_score if self.settings.tta else explain
+        attributions, logits = explain_batch(network, torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2))
+        found: NDArray[np.float32] = logits.float().cpu().numpy()
+        check_finite(found, str(self.folder.path))
+        return attributions.cpu(), found
 
     def predict(
         self, split: SplitName, *, tta: bool | None = None, shifted: bool = False, progress: bool = False

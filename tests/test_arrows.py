@@ -22,7 +22,7 @@ LAYERS = [
     ["trained", "cli"],
     ["fit"],
     ["slides"],
-    ["study", "benchmark"],
+    ["study", "benchmark", "page"],
     ["commands"],
     ["__main__"],
     ["__init__"],

@@ -19,8 +19,8 @@ from pcam.run_folder import RunFolder, run_names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pcam.evaluation.explain import Attributions, CentreShare, Explain
-    from pcam.patches import Logits, PatchArray
+    from pcam.evaluation.explain import CentreShare
+    from pcam.patches import PatchArray
     from pcam.trained import TrainedRun
 
 
@@ -131,7 +131,7 @@ def _explain_split(name: str, run: "TrainedRun", split: SplitName, shown: int) -
     from pcam.evaluation.explain import CHANCE, centre_shares
 
     store = run.data.packed(split)
-    shares = centre_shares(store, _explainer(run), f"Explaining {run.folder.path}")
+    shares = centre_shares(store, run.attributions, f"Explaining {run.folder.path}")
     record = {
         "split": split,
         "checkpoint": run.checkpoint,
@@ -174,32 +174,12 @@ def _record(share: "CentreShare") -> dict[str, int | float | list[float] | None]
     }
 
 
-def _explainer(run: "TrainedRun") -> "Explain":
-    """Make the function that explains patches with the network and the settings of a run."""
-    from dataclasses import replace
-
-    import torch
-
-    from pcam.evaluation.explain import explain, explain_mean_score
-    from pcam.evaluation.predictions import check_finite
-
-    network = replace(run.settings, tta=False).network(run.network)
-    explain_batch = explain_mean_score if run.settings.tta else explain
-
-    def explain_patches(patches: "PatchArray") -> "tuple[Attributions, Logits]":
-        attributions, logits = explain_batch(network, torch.from_numpy(patches).to(run.device).permute(0, 3, 1, 2))
-        check_finite(logits.float().cpu().numpy(), str(run.folder.path))
-        return attributions.cpu(), logits.cpu()
-
-    return explain_patches
-
-
 def _draw(
     name: str, run: "TrainedRun", patches: "PatchArray", labels: Sequence[int | None], ids: Sequence[str]
 ) -> "Figure":
     from pcam.evaluation.sheets import overlay_sheet
 
-    attributions, _ = _explainer(run)(patches)
+    attributions, _ = run.attributions(patches)
     title = "Evidence for and against tumour: " + ", ".join([name, *run.settings.words])
     return overlay_sheet(patches, attributions, run.scores(patches), labels, ids, title)
 

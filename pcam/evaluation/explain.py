@@ -28,8 +28,8 @@ BATCH_SIZE: Final = 128
 Attributions = Float32[Tensor, "batch rows columns"]
 """The evidence for tumour (above 0) or against it (below 0) in each square of a grid over a patch."""
 
-Explain = Callable[[PatchArray], tuple[Attributions, Logits]]
-"""A function from patches to their attributions and logits, both on the CPU."""
+Explain = Callable[[PatchArray], tuple[Attributions, NDArray[np.float32]]]
+"""A function from patches to their attributions, on the CPU, and logits."""
 
 
 @runtime_checkable

@@ -1,0 +1,62 @@
+"""Open a page in the browser on which patches and larger images can be tried."""
+
+from pathlib import Path
+
+from jsonargparse.typing import restricted_number_type
+
+from pcam.door import Arguments, front_door, run_function
+from pcam.errors import UserError
+from pcam.options import CheckpointName
+from pcam.run_folder import RunFolder
+
+Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65_535)])
+"""The number of a port."""
+
+
+def page(
+    runs: list[Path] | None = None,
+    port: Port = 7860,
+    checkpoint: CheckpointName = "best",
+    tta: bool = False,
+    root: Path | None = None,
+) -> None:
+    """Open a page on this machine: drop patches or a larger image, and see scores, decisions and where the network looked.
+
+    The page is at http://127.0.0.1:7860 until Ctrl-C; only this machine can open it, and nothing leaves it.
+
+    Args:
+        runs: The run folders, or names of published runs; two are shown side by side. Null is best, which comes with
+            the package.
+        port: The port of the page, 1 to 65,535.
+        checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
+            "previous", the one before the last.
+        tta: Score each patch by the mean over the eight symmetries of the square (test-time augmentation), at eight
+            times the cost.
+        root: A folder with patches of PatchCamelyon in any form, of which examples are shown; null shows painted ones.
+
+    Raises:
+        UserError: If a run cannot be used, or the port is taken.
+    """
+    folders = [RunFolder.find(Path(run)) for run in runs or [Path("best")]]
+    from pcam.page.app import build, launch
+    from pcam.trained import TrainedRun
+
+    loaded = [TrainedRun.load(run, checkpoint, tta=tta) for run, _ in zip(runs or [Path("best")], folders, strict=True)]
+    blocks = build(loaded, root)
+    print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends the page.", flush=True)
+    try:
+        launch(blocks, port)
+    except OSError as error:
+        raise UserError(
+            f"Expected port {port} to be free, but it cannot be used ({error}); choose another with --port."
+        ) from error
+
+
+@front_door
+def main(args: Arguments = None) -> None:
+    """Open the page.
+
+    Args:
+        args: The command line; None takes the process's own.
+    """
+    run_function(page, args, {"runs": "RUN", "root": "--data.root"})
