@@ -20,9 +20,10 @@ def page(
     tta: bool = False,
     root: Path | None = None,
 ) -> None:
-    """Open a page on this machine: drop patches or a larger image, and see scores, decisions and where the network looked.
+    """Open a page in the browser to try a network on patches and larger images.
 
-    The page is at http://127.0.0.1:7860 until Ctrl-C; only this machine can open it, and nothing leaves it.
+    The page shows scores, decisions and where the network looked. It is at http://127.0.0.1:7860 until Ctrl-C. Only
+    this machine can open it, and nothing leaves it.
 
     Args:
         runs: The run folders, or names of published runs; two are shown side by side. Null is best, which comes with
@@ -37,11 +38,13 @@ def page(
     Raises:
         UserError: If a run cannot be used, or the port is taken.
     """
-    folders = [RunFolder.find(Path(run)) for run in runs or [Path("best")]]
+    runs = runs or [Path("best")]
+    for run in runs:
+        RunFolder.find(run)  # before PyTorch and Gradio are imported, which takes seconds
     from pcam.page.app import build, launch
     from pcam.trained import TrainedRun
 
-    loaded = [TrainedRun.load(run, checkpoint, tta=tta) for run, _ in zip(runs or [Path("best")], folders, strict=True)]
+    loaded = [TrainedRun.load(run, checkpoint, tta=tta) for run in runs]
     blocks = build(loaded, root)
     print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends the page.", flush=True)
     try:

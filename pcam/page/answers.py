@@ -87,11 +87,11 @@ def with_threshold(scores: SlideScores, threshold: float) -> tuple[Figure, str]:
     """
     changed = replace(scores, threshold=threshold)
     numbers = changed.summary()
+    highest = "undefined, as nothing is tissue" if numbers["maximum"] is None else f"{numbers['maximum']:.3f}"
     sentence = (
-        f"**{scores.slide.name}**: {numbers['area_above_threshold_mm2']:.3f} mm² of {numbers['tissue_area_mm2']:.3f} mm² "
-        f"of tissue have a score above {threshold:.2f}, in {numbers['regions']} regions; the longest is "
-        f"{numbers['largest_region_length_mm']:.2f} mm. The highest score is "
-        + ("undefined, as nothing is tissue." if numbers["maximum"] is None else f"{numbers['maximum']:.3f}.")
+        f"**{scores.slide.name}**: {numbers['area_above_threshold_mm2']:.3f} mm² of "
+        f"{numbers['tissue_area_mm2']:.3f} mm² of tissue have a score above {threshold:.2f}, in {numbers['regions']} "
+        f"regions; the longest is {numbers['largest_region_length_mm']:.2f} mm. The highest score is {highest}."
     )
     return map_figure(changed), sentence
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -30,9 +31,9 @@ EXAMPLES: Final = 8
 INTRODUCTION: Final = """\
 # Metastases in lymph nodes, patch by patch
 
-Drop patches of 96x96 pixels (0.972 um each), or a larger image or slide, or click an example. For each patch the network
-says how likely there is breast cancer in the centre square; for a larger image it draws a map. What you drop stays on
-the machine that runs this page.
+Drop patches of 96x96 pixels (0.972 um each), or a larger image or slide, or click an example. For each patch the
+network says how likely there is breast cancer in the centre square; for a larger image it draws a map. What you drop
+stays on the machine that runs this page.
 
 **For research and teaching only. This is not a diagnosis.**
 """
@@ -163,8 +164,6 @@ def _csv(found: Answer, place: Path) -> str | None:
 
 def _picture(figure: Figure) -> Image.Image:
     """Draw a figure as pixels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
