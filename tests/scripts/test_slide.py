@@ -170,7 +170,7 @@ def test_a_signal_leaves_nothing_half_written_and_the_slide_is_gone_on_with(
             ["a/one.tif", "--output", "taken"],
             "Expected to write a PNG picture to taken/one/map.png, but found a file of",
         ),
-        (["a/one.tif", "--output", "run"], "run/one/scores.tif lies in the run folder"),
+        (["a/one.tif", "--output", "run"], "run/slides.csv lies in the run folder"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -249,7 +249,7 @@ def test_a_cut_that_fails_leaves_nothing(
     (tmp_path / "x" / "train" / "own.txt").unlink()
     (tmp_path / "empty.xml").write_text(asap())
     args[3] = str(tmp_path / "empty.xml")
-    assert "Expected patches of both classes, but found 49 normal ones and 0 with" in sentence(capsys, pcam, args, 1)
+    assert "Expected patches of both classes, but found 42 normal ones and 0 with" in sentence(capsys, pcam, args, 1)
     monkeypatch.setattr(Slide, "read", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     sentence(capsys, pcam, args, 143)
     assert [path.name for path in (tmp_path / "x").rglob("*")] == ["train"]
