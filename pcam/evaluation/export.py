@@ -172,11 +172,11 @@ def write_torchscript(network: nn.Module, path: Path) -> Score:
     written = _SymmetriesInOnePass(network) if isinstance(network, SymmetryAverage) else network
     with torch.inference_mode(), warnings.catch_warnings():
         # QuPath's extension reads nothing else, whatever PyTorch advises; and shapes that are constants warn.
-        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
-            warnings.simplefilter("ignore", category)
-        traced = torch.jit.trace(TwoLogits(written).eval(), torch.zeros(2, *INPUT_SHAPES["NCHW"]))
+        warnings.simplefilter("ignore")
+        example = torch.zeros(2, *INPUT_SHAPES["NCHW"])
+        traced = torch.jit.trace(TwoLogits(written).eval(), example)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
-        loaded = torch.jit.load(path)
+        loaded = torch.jit.load(path)  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def score(patches: PatchArray) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ from rich.progress import track
 from pcam.atomic import clear_abandoned, temporary_path
 from pcam.errors import UserError
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
-from pcam.slides.marked import Marked, read_marked
+from pcam.slides.marked import Marked, any_marked, read_marked
+from pcam.slides.scoring import OVERVIEW
 from pcam.slides.slide import SQUARE, Slide, open_slide
 from pcam.slides.tissue import tissue_squares
 from pcam.slides.truth import fine_mask
@@ -104,9 +105,7 @@ def _patches(
     """Cut the patches of a slide, at places in random order, without those that are background."""
     labels = np.zeros((slide.rows, slide.columns), dtype=bool)
     if tumour is not None:
-        fine = fine_mask(slide, tumour)
-        ratio = len(fine) // slide.rows
-        labels = fine.reshape(slide.rows, ratio, slide.columns, ratio).any(axis=(1, 3))
+        labels = any_marked(fine_mask(slide, tumour), SQUARE // OVERVIEW)
     left = [per_slide] * len(CLASS_NAMES)
     centres = [(row, column) for row in range(1, slide.rows - 1, STEP) for column in range(1, slide.columns - 1, STEP)]
     for row, column in rng.permutation(np.array(centres)).tolist():

@@ -133,7 +133,8 @@ def score_slides(
                 else:
                     bar.say(f"{printable(str(path))}: done before, {folder}")
                 if truth is not None:
-                    tumour = None if marked[path] is None else read_marked(marked[path], slide)
+                    annotated = marked[path]
+                    tumour = None if annotated is None else read_marked(annotated, slide)
                     truths.append(SlideTruth.of(path.name, read_map(folder), slide, tumour))
                 rows.append(row)
             except UserError as error:

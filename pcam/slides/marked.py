@@ -142,6 +142,19 @@ class MarkedImage:
         return marked
 
 
+def any_marked(mask: Mask, side: int) -> Mask:
+    """Find the squares of a number of pixels a side of which any pixel is marked.
+
+    Args:
+        mask: Whether each pixel is marked; whole squares.
+        side: The side of a square in pixels.
+    """
+    height, width = mask.shape
+    squares = mask.reshape(height // side, side, width // side, side)
+    found: Mask = np.asarray(squares.any(axis=(1, 3)))
+    return found
+
+
 def find_marked(place: Path, slide: Path) -> Path | None:
     """Find the file that marks areas of a slide.
 

@@ -29,7 +29,7 @@ def outline(region: Squares) -> list[Ring]:
             # of its own. That is to turn left, as the squares are on the right.
             leaving = ends[point]
             steps = {(after[0] - point[0], after[1] - point[1]): after for after in leaving}
-            left = (heading[1], -heading[0]) if heading else None
+            left = (heading[1], -heading[0]) if heading else next(iter(steps))
             step = left if left in steps else next(iter(steps))
             after = steps[step]
             leaving.remove(after)

@@ -20,7 +20,7 @@ from pcam.errors import StoppedError, UserError
 from pcam.options import ThresholdName
 from pcam.patches import PATCH_SIZE, PatchArray
 from pcam.slides.image_reader import Pixels
-from pcam.slides.marked import Marked, read_marked
+from pcam.slides.marked import Marked, any_marked, read_marked
 from pcam.slides.openslide_reader import WHITE
 from pcam.slides.scores import ScoreMap, SlideScores
 from pcam.slides.slide import SQUARE, Slide, open_slide
@@ -301,7 +301,7 @@ class _Look:
             marked = self._tissue.mask(
                 block.column * SQUARE, block.row * SQUARE, block.columns * SQUARE, block.rows * SQUARE
             )
-            tissue = marked.reshape(block.rows, SQUARE, block.columns, SQUARE).any(axis=(1, 3))
+            tissue = any_marked(marked, SQUARE)
             if overview is not None and not tissue.any():
                 return _Found(nothing, None, overview)
         elif overview is not None and saturation(overview).max() < PALEST:

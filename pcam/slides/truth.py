@@ -16,7 +16,7 @@ from scipy.ndimage import binary_fill_holes, distance_transform_edt, label
 from pcam.atomic import atomic_path
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.statistics import Interval, delong_covariance
-from pcam.slides.marked import Marked
+from pcam.slides.marked import Marked, any_marked
 from pcam.slides.scores import ScoreMap
 from pcam.slides.scoring import BLOCK, OVERVIEW
 from pcam.slides.slide import SQUARE, Slide
@@ -84,7 +84,7 @@ class SlideTruth:
         ratio = SQUARE // OVERVIEW
         rows, columns = scores.shape
         fine = np.zeros((rows * ratio, columns * ratio), dtype=bool) if tumour is None else fine_mask(slide, tumour)
-        labels = fine.reshape(rows, ratio, columns, ratio).any(axis=(1, 3))
+        labels = any_marked(fine, ratio)
         side = math.sqrt(math.prod(slide.scale) * slide.resolution.across * slide.resolution.down) * OVERVIEW
         false_positives, lesions, isolated = match(detections(scores), fine, side, ratio)
         scored = ~np.isnan(scores)
@@ -107,8 +107,8 @@ def fine_mask(slide: Slide, marked: Marked) -> NDArray[np.bool_]:
         for column in range(0, slide.columns, BLOCK):
             height, width = min(BLOCK, slide.rows - row), min(BLOCK, slide.columns - column)
             pixels = marked.mask(column * SQUARE, row * SQUARE, width * SQUARE, height * SQUARE)
-            small = pixels.reshape(height * ratio, OVERVIEW, width * ratio, OVERVIEW).any(axis=(1, 3))
-            fine[row * ratio : (row + height) * ratio, column * ratio : (column + width) * ratio] = small
+            place = (slice(one * ratio, (one + size) * ratio) for one, size in ((row, height), (column, width)))
+            fine[tuple(place)] = any_marked(pixels, OVERVIEW)
     return fine
 
 

@@ -224,7 +224,7 @@ def test_a_torchscript_model_is_what_qupath_runs(tta: bool, run: Path, capsys: p
     assert config["class_names"] == ["normal", "tumour"]
     assert [step["name"] for step in config["transform"]] == ["ToTensor"]
     trained = TrainedRun.load(run)
-    patches = trained.data.packed("valid").patches[:]
+    patches = trained.data.packed("valid").patches[:].copy()  # PyTorch wants memory that it may write to
     model = torch.jit.load(folder / "torchscript_model.pt")
     for batch in (patches, patches[:1]):
         # What the extension does: floats of 0..1, channels first, and a softmax at the end.
