@@ -1,7 +1,7 @@
 """`TrainedRun`: a run folder as a classifier. This is the one way from a run folder to logits."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -130,6 +130,11 @@ class TrainedRun:
         """Where the network computes."""
         return next(itertools.chain(self.network.parameters(), self.network.buffers())).device
 
+    @property
+    def engine(self) -> str:
+        """What computes logits, with its version, such as "OpenVINO 2026.4.1"; PyTorch where that is not installed."""
+        return self._classifier(None).name
+
     def reestimate_batch_norm(self) -> None:
         """Estimate batch norm's running statistics again, on un-augmented training patches; changes the network."""
         reestimate_batch_norm(self.network, self.data.training_patches(REESTIMATION_PATCHES, self.device))
@@ -211,7 +216,7 @@ class TrainedRun:
         batch = torch.from_numpy(np.array(patches)) if isinstance(patches, np.ndarray) else patches
         return (batch.permute(0, 3, 1, 2) if batch.shape[3] == 3 else batch).to(self.device)
 
-    def _classifier(self, tta: bool | None) -> Callable[[Patches], Tensor]:
+    def _classifier(self, tta: bool | None) -> InferenceNetwork:
         """Make what computes logits, or take what the last call made if the network has not changed since."""
         settings = self.settings if tta is None else replace(self.settings, tta=tta)
         tensors = itertools.chain(self.network.parameters(), self.network.buffers())
@@ -219,7 +224,7 @@ class TrainedRun:
         state = (settings.tta, *((id(tensor), tensor._version) for tensor in tensors))
         if self._prepared is None or self._prepared[0] != state:
             self._prepared = (state, InferenceNetwork(settings.network(self.network), settings.precision))
-        return self._prepared[1].forward
+        return self._prepared[1]
 
 
 def read_config(folder: RunFolder) -> Mapping[str, Any]:

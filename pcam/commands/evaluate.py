@@ -120,6 +120,7 @@ def _system(name: str, run: "TrainedRun", splits: Sequence[SplitName]) -> "Syste
         data_root=run.data.root,
         stores={split: run.data.packed(split) for split in splits},
         predictions={split: run.predict(split, progress=True) for split in splits},
+        engine=run.engine,
     )
 
 

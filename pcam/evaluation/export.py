@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcam.extras import import_extra
-from pcam.models.symmetry import SymmetryAverage, logits_of_mean_score, symmetries
 from pcam.options import AxisOrder
 from pcam.patches import PATCH_SIZE, PatchArray
 
@@ -59,22 +58,6 @@ class ScoringNetwork(nn.Module):
         return logits.sigmoid(), logits
 
 
-class _SymmetriesInOnePass(nn.Module):
-    """The same scores as `SymmetryAverage`, from one pass over all views: a file has the network once, not eight times.
-
-    Args:
-        average: The network with its symmetries.
-    """
-
-    def __init__(self, average: SymmetryAverage) -> None:
-        super().__init__()
-        self.network = average.network
-
-    def forward(self, patches: Tensor) -> Tensor:
-        logits = self.network(torch.cat(symmetries(patches))).float()
-        return logits_of_mean_score(logits.reshape(8, -1))
-
-
 def write_onnx(network: nn.Module, axis_order: AxisOrder, path: Path) -> Score:
     """Write an ONNX model: input `patches` (uint8, any number), outputs `scores` and `logits`.
 
@@ -91,9 +74,8 @@ def write_onnx(network: nn.Module, axis_order: AxisOrder, path: Path) -> Score:
     onnxruntime = import_extra("onnxruntime", "export")
     # Two patches: torch.export takes a batch of one for a constant.
     example = torch.zeros(2, *INPUT_SHAPES[axis_order], dtype=torch.uint8)
-    written = _SymmetriesInOnePass(network) if isinstance(network, SymmetryAverage) else network
     torch.onnx.export(
-        ScoringNetwork(written, axis_order).eval(),
+        ScoringNetwork(network, axis_order).eval(),
         (example,),
         path,
         input_names=["patches"],
@@ -164,6 +146,6 @@ def largest_difference(patches: PatchArray, first: Score, second: Score) -> floa
     Returns:
         The largest difference, 0..1; NaN if a score is NaN.
     """
-    batches = np.split(patches, [1, 8, *range(72, len(patches), 64)])
+    batches = np.split(patches, [1, 8, *range(24, len(patches), 16)])
     differences = [np.abs(first(batch) - second(batch)) for batch in batches if len(batch)]
     return float(np.concatenate(differences).max())
