@@ -89,8 +89,8 @@ class TrainedRun:
             checkpoint: "best" by the experiment's `monitor`, "last", or "previous", the one before the last.
             root: Folder with the data; null is the one that the run was trained on.
             tta: Whether each score is the mean over the eight symmetries of the square (test-time augmentation).
-            precision: "32-true", or "bf16-mixed": convolutions in bfloat16, faster where the processor computes in it;
-                moves scores in their third digit.
+            precision: "32-true", or "bf16-mixed": convolutions in bfloat16, which is meant for GPUs and moves
+                scores in their third digit.
             reestimate_bn: Whether to estimate batch norm's running statistics again, on 10,000 training patches.
             enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network
                 was trained with; null is all of them.

@@ -17,6 +17,7 @@ from pcam.patches import Logits, Patches
 CPU_VIEWS: Final = 64
 """Views of patches that PyTorch computes at once on a CPU, at most, where each patch has several."""
 
+
 @dataclass(frozen=True)
 class EvaluationSettings:
     """How the scores of a trained network are computed. Evaluate, predict, explain, export and studies all take these.

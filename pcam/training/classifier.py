@@ -26,7 +26,6 @@ from pcam.patches import PATCH_SIZE, Labels, Logits, PatchBatch, Patches
 from pcam.training.enlarged_statistics import EnlargedStatistics
 from pcam.training.mean_loss import MeanLoss
 
-
 ENGINE_BATCHES: Final = 64
 """Batches from which on validation lets OpenVINO compute: 2,048 patches of the usual 32 take a second less with it than
 without, and so long it takes to make it ready."""

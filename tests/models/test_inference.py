@@ -103,5 +103,3 @@ def test_a_size_that_the_network_was_not_trained_for_is_refused() -> None:
         EvaluationSettings(enlarged_sizes=[160]).network(MobileNetV2(None, dropout=0.0, enlarged_sizes=[128]))
     with pytest.raises(UserError, match=r"batch-norm statistics for \(\[\]\), but found \[128\]"):
         EvaluationSettings(enlarged_sizes=[128]).network(BaselineCNN())
-
-
