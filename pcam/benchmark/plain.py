@@ -63,4 +63,5 @@ def plain_predict(weights: Path, folder: Path, output: Path, tta: bool) -> None:
 
 
 if __name__ == "__main__":
-    plain_predict(*map(Path, sys.argv[1:4]), tta=sys.argv[4:] == ["--tta"])
+    weights, folder, output, *option = sys.argv[1:]
+    plain_predict(Path(weights), Path(folder), Path(output), tta=option == ["--tta"])

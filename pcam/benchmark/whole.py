@@ -25,7 +25,7 @@ def run_command(command: Command, patches: int, exit_code: int) -> Turn:
         exit_code: What it is expected to end with.
 
     Returns:
-        How long it took, with the processor time that it used, in seconds, and the most memory that it had, in MB.
+        How long it took, with the processor time that it used, in seconds.
 
     Raises:
         UserError: If it ends with another exit code.
@@ -45,8 +45,7 @@ def run_command(command: Command, patches: int, exit_code: int) -> Turn:
             f"Expected the command {' '.join(command)} to end with exit code {exit_code}, but found "
             f"{process.returncode} ({said.strip()[-500:]}); correct what it says."
         )
-    facts = {"processor_seconds": usage.ru_utime + usage.ru_stime, "peak_MB": usage.ru_maxrss / 1000}
-    return Turn(patches, seconds, facts=facts)
+    return Turn(patches, seconds, facts={"processor_seconds": usage.ru_utime + usage.ru_stime})
 
 
 def race_commands(
