@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]  # torch 2.15 does not say that it has it
 
 from pcam.patches import PATCH_SIZE, Logits, Patches
 
@@ -102,9 +103,9 @@ def _converted(network: nn.Module, patches: Patches) -> Any:
         # PyTorch 2.15 deprecates what OpenVINO 2026.4 takes; what torch.export gives takes it three times as long.
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         # A decision that depends on the patches would become that for these.
-        warnings.filterwarnings("error", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="jaxtyping")  # compares shapes
-        traced = torch.jit.trace(network, patches, check_trace=False)
+        warnings.filterwarnings("error", category=TracerWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning, module="jaxtyping")  # compares shapes
+        traced = torch.jit.trace(network, patches, check_trace=False)  # type: ignore[no-untyped-call]  # torch 2.15
     frontend = FrontEndManager().load_by_framework("pytorch")  # openvino.convert_model takes a second longer
     decoder = TorchScriptPythonDecoder(traced, example_input=patches)  # must live until the end of the conversion
     model = frontend.load(decoder)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -121,14 +121,14 @@ class InferenceNetwork:
             return self._engine(patches)
         on_cpu = patches.device.type == "cpu"
         # Symmetries multiply what a pass holds in memory, which on a CPU also makes it slower.
-        parts = patches.split(max(1, CPU_VIEWS // self._views)) if on_cpu and self._views > 1 else [patches]
+        parts = torch.split(patches, max(1, CPU_VIEWS // self._views)) if on_cpu and self._views > 1 else [patches]
         with torch.autocast(patches.device.type, self._dtype, enabled=self._dtype != torch.float32):
             return torch.cat([self.network(part).float() for part in parts])
 
 
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies matrices of bfloat16; without, PyTorch computes in it all the same, but slowly."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.15 has it
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.15 has it
     return bool(capabilities.get("amx_bf16"))
 
 

@@ -22,6 +22,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAvera
 from pcam.errors import UserError
 from pcam.models.enlarged import enlarged_part
 from pcam.models.inference import InferenceNetwork
+from pcam.options import Precision
 from pcam.patches import PATCH_SIZE, Labels, Logits, PatchBatch, Patches
 from pcam.training.enlarged_statistics import EnlargedStatistics
 from pcam.training.mean_loss import MeanLoss
@@ -179,7 +180,7 @@ class PatchClassifier(LightningModule):
             self._evaluate = None
 
     def _start_evaluating(self, precision: str, batches: int | float) -> None:
-        evaluated = "bf16-mixed" if precision.startswith("bf16") else "32-true"
+        evaluated: Precision = "bf16-mixed" if precision.startswith("bf16") else "32-true"
         self._evaluate = InferenceNetwork(self.network, evaluated, engine=batches >= ENGINE_BATCHES)
 
     def evaluate(self, patches: Patches) -> Logits:
