@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -226,7 +227,7 @@ class RunFolder:
             earlier = [*earlier, before["data_fingerprints"]]
         environment = {
             "python": platform.python_version(),
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": {name: version(name) for name in (*_PACKAGES, *filter(find_spec, ["openvino"]))},
             "platform": platform.platform(),
             "device": device,
             "threads": torch.get_num_threads(),

@@ -1,7 +1,7 @@
 """`TrainedRun`: a run folder as a classifier. This is the one way from a run folder to logits."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -94,8 +94,8 @@ class TrainedRun:
             checkpoint: "best" by the experiment's `monitor`, "last", or "previous", the one before the last.
             root: Folder with the data; null is the one that the run was trained on.
             tta: Whether each score is the mean over the eight symmetries of the square (test-time augmentation).
-            precision: "32-true", or "bf16-mixed": convolutions in bfloat16, faster where the processor computes in it;
-                moves scores in their third digit.
+            precision: "32-true", or "bf16-mixed": convolutions in bfloat16, which is meant for GPUs and moves
+                scores in their third digit.
             reestimate_bn: Whether to estimate batch norm's running statistics again, on 10,000 training patches.
             enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network
                 was trained with; null is all of them.
@@ -134,6 +134,11 @@ class TrainedRun:
     def device(self) -> torch.device:
         """Where the network computes."""
         return next(itertools.chain(self.network.parameters(), self.network.buffers())).device
+
+    @property
+    def engine(self) -> str:
+        """What computes logits, with its version, such as "OpenVINO 2026.4.1"; PyTorch where that is not installed."""
+        return self._classifier(None).name
 
     def reestimate_batch_norm(self) -> None:
         """Estimate batch norm's running statistics again, on un-augmented training patches; changes the network."""
@@ -236,7 +241,7 @@ class TrainedRun:
         batch = torch.from_numpy(np.array(patches)) if isinstance(patches, np.ndarray) else patches
         return (batch.permute(0, 3, 1, 2) if batch.shape[3] == 3 else batch).to(self.device)
 
-    def _classifier(self, tta: bool | None) -> Callable[[Patches], Tensor]:
+    def _classifier(self, tta: bool | None) -> InferenceNetwork:
         """Make what computes logits, or take what the last call made if the network has not changed since."""
         settings = self.settings if tta is None else replace(self.settings, tta=tta)
         tensors = itertools.chain(self.network.parameters(), self.network.buffers())
@@ -244,7 +249,7 @@ class TrainedRun:
         state = (settings.tta, *((id(tensor), tensor._version) for tensor in tensors))
         if self._prepared is None or self._prepared[0] != state:
             self._prepared = (state, InferenceNetwork(settings.network(self.network), settings.precision))
-        return self._prepared[1].forward
+        return self._prepared[1]
 
 
 def read_config(folder: RunFolder) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Who takes part in a race: this project as its commands run it, what others write, and what the machine allows."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 from torchvision.datasets import ImageFolder
-from torchvision.models import mobilenet_v2
-from torchvision.transforms import Compose, Normalize, ToTensor
 
+from pcam.benchmark.plain import PlainNetwork, plain_transform
 from pcam.benchmark.race import Stopwatch
 from pcam.benchmark.workload import DROPOUT, LR, MOMENTUM, Workload
 from pcam.cli import PCamCLI
@@ -27,7 +26,6 @@ from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2
 from pcam.models.batch_norm import reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings
-from pcam.models.normalization import MEAN_AND_STD
 from pcam.options import SplitName
 from pcam.run_folder import RunFolder
 from pcam.shipped import find_config
@@ -139,20 +137,6 @@ def train_ceiling(workload: Workload, compiled: bool, stopwatch: Stopwatch) -> N
         workload.end_step(stopwatch, step)
 
 
-class PlainNetwork(nn.Module):
-    """torchvision's MobileNetV2 as it comes, with one output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = mobilenet_v2().features
-        self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(1280, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits of normalised images, shape (batch,)."""
-        logits: Tensor = self.head(self.features(images).mean((2, 3))).squeeze(1)
-        return logits
-
-
 class PlainClassifier(LightningModule):
     """The LightningModule that a good engineer writes in an afternoon."""
 
@@ -190,8 +174,8 @@ def plain_images(workload: Workload, split: SplitName, *, shuffle: bool) -> Data
     Returns:
         A loader of normalised images and their labels.
     """
-    transform = Compose([ToTensor(), Normalize(*MEAN_AND_STD["imagenet"])])
-    return DataLoader(ImageFolder(str(workload.class_folders / split), transform), workload.batch_size, shuffle=shuffle)
+    images = ImageFolder(str(workload.class_folders / split), plain_transform())
+    return DataLoader(images, workload.batch_size, shuffle=shuffle)
 
 
 def train_plain(workload: Workload, stopwatch: Stopwatch) -> None:
@@ -289,6 +273,11 @@ def evaluate_ours(workload: Workload, stopwatch: Stopwatch) -> None:
         stopwatch.stop(len(predictions.labels), auroc=auroc.item())
 
 
+def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take of the state dict of a `MobileNetV2` what a `PlainNetwork` has."""
+    return {name: value for name, value in state.items() if not name.startswith("normalization.")}
+
+
 def evaluate_plain(workload: Workload, stopwatch: Stopwatch) -> None:
     """Evaluate the valid split with `PlainClassifier` on torchvision's ImageFolder with a default Trainer.
 
@@ -298,10 +287,7 @@ def evaluate_plain(workload: Workload, stopwatch: Stopwatch) -> None:
     """
     assert workload.weights is not None
     classifier = PlainClassifier()
-    state = torch.load(workload.weights, weights_only=True)
-    classifier.network.load_state_dict(
-        {name: value for name, value in state.items() if not name.startswith("normalization.")}
-    )
+    classifier.network.load_state_dict(plain_weights(torch.load(workload.weights, weights_only=True)))
     trainer = Trainer(accelerator=workload.accelerator, devices=1, default_root_dir=workload.folder / "plain")
     images = plain_images(workload, "valid", shuffle=False)
     trainer.validate(classifier, images, verbose=False)  # a turn that does not count

@@ -163,6 +163,82 @@ def benchmark_evaluate(
         _race(f"Evaluation of MobileNetV2, batches of {batch_size}", contestants, workload, output)
 
 
+def benchmark_predict(
+    run: Path,
+    data: MeasuredPatches = SYNTHETIC,
+    patches: PositiveInt = 1000,
+    tta: bool = False,
+    rounds: PositiveInt = 5,
+    output: Path = Path("benchmark_predict.json"),
+) -> None:
+    """Measure the whole command predict, from its start to its end, on image files.
+
+    Compares it with a plain script on torchvision, on the CPU, in float32.
+
+    Args:
+        run: A run folder of MobileNetV2 at 96 pixels only, whose best checkpoint is used.
+        data: The patches that are measured on, of the valid split.
+        patches: Number of files, at least 1; the patches are repeated until there are as many.
+        tta: Whether both score each patch by the mean over its eight symmetries.
+        rounds: Number of rounds that count, at least 1, after one that does not.
+        output: JSON file for the results.
+    """
+    import torch
+
+    from pcam.benchmark.contestants import plain_weights, trained_network
+    from pcam.benchmark.patches import class_folders, open_patches
+    from pcam.benchmark.results import report_race
+    from pcam.benchmark.whole import copy_patches, race_commands
+
+    with open_patches(data.root, data.cache_dir) as (found, folder):
+        images = copy_patches(class_folders(found, folder / "images", "valid") / "valid", folder / "links", patches)
+        weights = folder / "network.pt"
+        torch.save(plain_weights(trained_network(run).state_dict()), weights)
+        option = ["--tta"] if tta else []
+        ours, plain = str(folder / "ours.csv"), str(folder / "plain.csv")
+        commands = {
+            "ours": ["pcam", "predict", str(run), "--input", str(images), "--output", ours, *option],
+            "plain": ["pcam.benchmark.plain", str(weights), str(images), plain, *option],
+        }
+        turns = race_commands(commands, patches, rounds)
+    report_race(f"Prediction of {patches:,} files by whole commands{', with symmetries' if tta else ''}", turns, output)
+
+
+def benchmark_start(
+    data: MeasuredPatches = SYNTHETIC,
+    rounds: PositiveInt = 5,
+    output: Path = Path("benchmark_start.json"),
+) -> None:
+    """Measure how long commands take that have little to do, from the start of their process to its end.
+
+    Args:
+        data: The patches that are measured on.
+        rounds: Number of rounds that count, at least 1, after one that does not.
+        output: JSON file for the results.
+    """
+    from pcam.benchmark.patches import class_folders, open_patches
+    from pcam.benchmark.results import report_commands
+    from pcam.benchmark.whole import copy_patches, race_commands, run_command
+
+    with open_patches(data.root, data.cache_dir) as (found, folder):
+        images = copy_patches(class_folders(found, folder / "images", "valid") / "valid", folder / "links", 10)
+        place = [f"--data.root={found.root}", f"--data.cache_dir={found.cache_dir}"]
+        run, scores = folder / "runs" / "one" / "version_0", str(folder / "scores.csv")
+        train = ["pcam", "train", "--config=cnn", *place, "--trainer.max_steps=1", f"--runs_dir={folder / 'runs'}"]
+        run_command([*train, "--experiment=one", "--trainer.val_check_interval=1"], 1, 0)
+        commands = {
+            "train --help": ["pcam", "train", "--help"],
+            "a wrong option": ["pcam", "train", "--config=cnn", "--data.rot=DIR"],
+            "train, a missing root": ["pcam", "train", "--config=cnn", f"--data.root={folder / 'missing'}"],
+            "evaluate, a missing run": ["pcam", "evaluate", str(folder / "missing")],
+            "train, one step": [*train, "--trainer.limit_val_batches=0"],
+            "predict, ten patches": ["pcam", "predict", str(run), "--input", str(images), "--output", scores],
+        }
+        exit_codes = {"a wrong option": 2, "train, a missing root": 1, "evaluate, a missing run": 1}
+        turns = race_commands(commands, 1, rounds, exit_codes)
+    report_commands("Start of commands", turns, output)
+
+
 def benchmark_memory(
     counts: tuple[PositiveInt, PositiveInt] = (2000, 200_000),
     steps: PositiveInt = 20,
@@ -273,10 +349,14 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "data": benchmark_data,
     "train": benchmark_train,
     "evaluate": benchmark_evaluate,
+    "predict": benchmark_predict,
+    "start": benchmark_start,
     "memory": benchmark_memory,
     "slide": benchmark_slide,
 }
 """The benchmarks, by the name of their command."""
+
+_SPELLED: Final = {"predict": {"run": "RUN"}, "slide": {"run": "RUN"}}
 
 
 @front_door
@@ -286,4 +366,4 @@ def main(args: Arguments = None) -> None:
     Args:
         args: The command line; None takes the process's own.
     """
-    run_subcommand("Measure speed against what others do.", COMMANDS, args, {"slide": {"run": "RUN"}})
+    run_subcommand("Measure speed against what others do.", COMMANDS, args, _SPELLED)

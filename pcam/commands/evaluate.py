@@ -45,8 +45,8 @@ def evaluate(
         reestimate_bn: Measure, beside each run, the same run with batch norm's running statistics estimated again on
             10,000 un-augmented training patches. Results go to `<split>_bn/`.
         ensemble: Also measure the mean of the scores of all runs. Results go to `<split>_ensemble/` in the first run.
-        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is faster on a processor that
-            has instructions for it, and changes scores in their third digit. Results go to `<split>_bf16/`.
+        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is meant for GPUs and changes
+            scores in their third digit. Results go to `<split>_bf16/`.
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network
             was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them. Results go to
             `<split>_at_96_128/` and so on.
@@ -60,6 +60,7 @@ def evaluate(
     """
     if ensemble and len(runs) < 2:
         raise UserError("Expected at least two runs for --ensemble, but found 1; name another, or leave it out.")
+    folders = [RunFolder.find(Path(run)) for run in runs]
     from pcam.evaluation.comparison import ensemble_of
     from pcam.evaluation.measurement import Choices, measure
     from pcam.evaluation.results import write_results
@@ -67,7 +68,6 @@ def evaluate(
     from pcam.trained import TrainedRun, check_same_patches
 
     splits: list[SplitName] = ["valid"] if split == "valid" else ["valid", split]
-    folders = [RunFolder.find(Path(run)) for run in runs]
 
     def load(reestimate_bn: bool) -> list[TrainedRun]:
         return [
@@ -120,6 +120,7 @@ def _system(name: str, run: "TrainedRun", splits: Sequence[SplitName]) -> "Syste
         data_root=run.data.root,
         stores={split: run.data.packed(split) for split in splits},
         predictions={split: run.predict(split, progress=True) for split in splits},
+        engine=run.engine,
     )
 
 

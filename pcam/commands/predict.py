@@ -51,8 +51,8 @@ def predict(
             "previous", the one before the last.
         tta: Score each patch by the mean over the eight symmetries of the square (test-time augmentation), at eight
             times the cost.
-        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is faster on a processor that
-            has instructions for it, and changes scores in their third digit.
+        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is meant for GPUs and changes
+            scores in their third digit.
         reestimate_bn: Estimate batch norm's running statistics again before scoring, on 10,000 un-augmented training
             patches.
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network

@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from pcam.atomic import expanded
 from pcam.commands.train_help import check_options, print_help
+from pcam.data.files import require_root
 from pcam.door import Arguments, front_door, leave, program
 from pcam.options import MONITORS
 from pcam.run_folder import RunFolder
@@ -57,6 +60,13 @@ def report(cli: "PCamCLI") -> None:
     print(f"Evaluate: {command} {cli.run.path}{'' if has_best else ' --checkpoint last'}")
 
 
+def _check_root(words: Sequence[str]) -> None:
+    """Refuse a root that is not there, before anything that takes time is imported."""
+    given = [pair for pair in pairwise([*words, ""]) if pair[0].partition("=")[0] == "--data.root"]
+    for word, following in given[-1:]:
+        require_root(expanded(word.partition("=")[2] or following, "root"))
+
+
 @front_door
 def main(args: Arguments = None) -> None:
     """Train a classifier of PatchCamelyon's patches.
@@ -72,4 +82,6 @@ def main(args: Arguments = None) -> None:
     enough = ("--config", "--resume", "--experiment", "--print_config", "--help_all")
     if not any(word.startswith(enough) or word.endswith(".help") for word in words):
         leave("Expected --config NAME (pcam configs lists them) or --resume RUN, but found neither.", 2)
+    if not any(word.startswith("--print_config") or word.endswith(("help", "help_all")) for word in words):
+        _check_root(words)
     train(["--help" if word == "--help_all" else word for word in words])

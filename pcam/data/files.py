@@ -1,12 +1,20 @@
 """What is asked of files before they are opened, and the sentence for one that cannot be read."""
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from pcam.errors import UserError
+
+_OTHER_WAYS: Final = (
+    "set root to a folder of yours (--data.root DIR), or fetch the data set (pcam download data/pcam; "
+    "8 GB), or make synthetic patches (pcam synthesize --output data/synthetic) and train on them "
+    "(--data.root data/synthetic)"
+)
 
 
 def signature(files: Iterable[tuple[str, os.stat_result]]) -> str:
@@ -86,3 +94,27 @@ def unreadable(path: Path, error: Exception) -> UserError:
         The error, to be raised.
     """
     return UserError(f"Expected a whole file in {path}, but it cannot be read ({error}); fetch it anew.")
+
+
+def require_root(root: Path) -> None:
+    """Look whether the folder with the data is there.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        UserError: If it is missing or no folder.
+    """
+    try:
+        found_there = root.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        found_there = False
+    if not found_there:
+        raise UserError(f"Expected a folder with PatchCamelyon at {root}, but found nothing there; {_OTHER_WAYS}.")
+    if not root.is_dir():
+        raise UserError(
+            f"Expected a folder with PatchCamelyon at {root}, but found a file; set root to the folder that holds the "
+            f"splits (--data.root DIR)."
+        )

@@ -30,6 +30,7 @@ class System:
         data_root: The folder with the patches.
         stores: The packed store of each split.
         predictions: The predictions of each split.
+        engine: What computed the scores, with its version.
         is_ensemble: Whether the scores are the means of several runs' scores.
     """
 
@@ -40,6 +41,7 @@ class System:
     data_root: Path
     stores: Mapping[SplitName, PackedSplit]
     predictions: Mapping[SplitName, Predictions]
+    engine: str
     is_ensemble: bool = False
 
     def output(self, split: SplitName) -> Path:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcam.extras import import_extra
-from pcam.models.symmetry import SymmetryAverage, logits_of_mean_score, symmetries
 from pcam.options import AxisOrder
 from pcam.patches import CLASS_NAMES, MICROMETRES_PER_PIXEL, PATCH_SIZE, PatchArray
 
@@ -61,22 +60,6 @@ class ScoringNetwork(nn.Module):
         return logits.sigmoid(), logits
 
 
-class _SymmetriesInOnePass(nn.Module):
-    """The same scores as `SymmetryAverage`, from one pass over all views: a file has the network once, not eight times.
-
-    Args:
-        average: The network with its symmetries.
-    """
-
-    def __init__(self, average: SymmetryAverage) -> None:
-        super().__init__()
-        self.network = average.network
-
-    def forward(self, patches: Tensor) -> Tensor:
-        logits = self.network(torch.cat(symmetries(patches))).float()
-        return logits_of_mean_score(logits.reshape(8, -1))
-
-
 def write_onnx(network: nn.Module, path: Path, axis_order: AxisOrder) -> Score:
     """Write an ONNX model: input `patches` (uint8, any number), outputs `scores` and `logits`.
 
@@ -93,9 +76,8 @@ def write_onnx(network: nn.Module, path: Path, axis_order: AxisOrder) -> Score:
     onnxruntime = import_extra("onnxruntime", "export")
     # Two patches: torch.export takes a batch of one for a constant.
     example = torch.zeros(2, *INPUT_SHAPES[axis_order], dtype=torch.uint8)
-    written = _SymmetriesInOnePass(network) if isinstance(network, SymmetryAverage) else network
     torch.onnx.export(
-        ScoringNetwork(written, axis_order).eval(),
+        ScoringNetwork(network, axis_order).eval(),
         (example,),
         path,
         input_names=["patches"],
@@ -169,12 +151,11 @@ def write_torchscript(network: nn.Module, path: Path) -> Score:
     Returns:
         A function that computes scores with the file.
     """
-    written = _SymmetriesInOnePass(network) if isinstance(network, SymmetryAverage) else network
     with torch.inference_mode(), warnings.catch_warnings():
         # QuPath's extension reads nothing else, whatever PyTorch advises; and shapes that are constants warn.
         warnings.simplefilter("ignore")
         example = torch.zeros(2, *INPUT_SHAPES["NCHW"])
-        traced = torch.jit.trace(TwoLogits(written).eval(), example)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(TwoLogits(network).eval(), example)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
         loaded = torch.jit.load(path)  # type: ignore[no-untyped-call]
 
@@ -241,6 +222,6 @@ def largest_difference(patches: PatchArray, first: Score, second: Score) -> floa
     Returns:
         The largest difference, 0..1; NaN if a score is NaN.
     """
-    batches = np.split(patches, [1, 8, *range(72, len(patches), 64)])
+    batches = np.split(patches, [1, 8, *range(24, len(patches), 16)])
     differences = [np.abs(first(batch) - second(batch)) for batch in batches if len(batch)]
     return float(np.concatenate(differences).max())

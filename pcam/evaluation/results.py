@@ -64,6 +64,7 @@ def write_results(
         "classifier": system.name,
         "checkpoint": checkpoint,
         "step": system.step,
+        "engine": system.engine,
         "patches": len(predictions.ids),
         "positives": int(predictions.labels.sum()),
         "data_root": str(system.data_root),

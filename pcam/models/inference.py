@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import conv2d
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
+from pcam.models.engine import compiled
 from pcam.models.enlarged import at_sizes
 from pcam.models.symmetry import SymmetryAverage
 from pcam.options import Precision
 from pcam.patches import Logits, Patches
+
+CPU_VIEWS: Final = 64
+"""Views of patches that PyTorch computes at once on a CPU, at most, where each patch has several."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +79,36 @@ class EvaluationSettings:
         return SymmetryAverage(network) if self.tta else network
 
 
-class InferenceNetwork(nn.Module):
-    """A copy of a network for evaluation alone, without gradients.
+class InferenceNetwork:
+    """A copy of a network for evaluation alone, without gradients: in OpenVINO where that pays, else in PyTorch.
 
-    In float32, whatever the network was trained in. Every convolution takes up the batch norm behind it, with the
-    statistics that it has now, and the ReLU or ReLU6 behind that. The logits are those of the network except for
+    In float32, whatever the network was trained in. On a CPU and in float32, OpenVINO computes the same scores several
+    times as fast, if it is installed (`pip install 'pcam[engine]'`). The logits are those of the network except for
     rounding.
 
     Args:
         network: Patches in, logits out; left as it is.
         precision: What convolutions compute in: float32, or bfloat16, which leaves logits two to three digits.
+        engine: Whether OpenVINO may compute. Making it ready takes a second, which few patches do not bring back.
+
+    Attributes:
+        network: The copy.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision = "32-true") -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module, precision: Precision = "32-true", *, engine: bool = True) -> None:
         self.network = deepcopy(network).float().eval().requires_grad_(False)
-        self.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-        # oneDNN's ReLU makes 0 of NaN on some processors: a network that has diverged would have finite logits.
-        if all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values()):
-            for layers in [module for module in self.network.modules() if isinstance(module, nn.Sequential)]:
-                _fuse(layers, self.dtype)
+        self._dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+        self._views = 8 if isinstance(network, SymmetryAverage) else 1
+        on_cpu = all(tensor.device.type == "cpu" for tensor in self.network.state_dict().values())
+        self._engine = compiled(self.network, self._views) if engine and on_cpu and precision == "32-true" else None
+
+    @property
+    def name(self) -> str:
+        """What computes, with its version, such as "OpenVINO 2026.4.1"."""
+        return f"PyTorch {torch.__version__}" if self._engine is None else self._engine.name
 
     @torch.no_grad()
-    def forward(self, patches: Patches) -> Logits:
+    def __call__(self, patches: Patches) -> Logits:
         """Compute logits.
 
         Args:
@@ -109,27 +117,19 @@ class InferenceNetwork(nn.Module):
         Returns:
             Shape (batch,), float32.
         """
-        with torch.autocast(patches.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits: Tensor = self.network(patches)
-        return logits.float()
+        if self._engine is not None:
+            return self._engine(patches)
+        on_cpu = patches.device.type == "cpu"
+        # Symmetries multiply what a pass holds in memory, which on a CPU also makes it slower.
+        parts = torch.split(patches, max(1, CPU_VIEWS // self._views)) if on_cpu and self._views > 1 else [patches]
+        with torch.autocast(patches.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return torch.cat([self.network(part).float() for part in parts])
 
 
-@cache
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16; without, PyTorch computes in it all the same, but slowly.
-
-    oneDNN is asked by having it compute a convolution of one number: which instructions it needs, and what may hide
-    them from it (its own environment variables), it knows best.
-    """
-    kernel = _cpu_kernel()
-    number = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
-    try:
-        if kernel is None:
-            return bool(torch.backends.cpu.get_cpu_capability() == "AVX512")
-        kernel(number, number, None, (0, 0), (1, 1), (1, 1), 1, "none", [], "")
-    except RuntimeError:
-        return False
-    return True
+    """Whether this CPU multiplies matrices of bfloat16; without, PyTorch computes in it all the same, but slowly."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.15 has it
+    return bool(capabilities.get("amx_bf16"))
 
 
 def bfloat16_warning(device: torch.device) -> str | None:
@@ -144,67 +144,6 @@ def bfloat16_warning(device: torch.device) -> str | None:
     if device.type != "cpu" or has_fast_bfloat16():
         return None
     return (
-        "Expected a processor with instructions for bfloat16 (AVX-512 or AMX), but this one has none: scores in "
+        "Expected a processor with instructions for bfloat16 (AMX), but this one has none: scores in "
         "bfloat16 are right but computed slowly; 32-true is faster here."
     )
-
-
-def _cpu_kernel() -> Any:
-    """Find oneDNN's convolution with an activation; None if this build of PyTorch has none.
-
-    The operator is private (torch 2.15): it is what torch.compile makes of the same layers, and nothing public leads to
-    it without a minute of compiling. Where it is missing, the public functions do the same in two kernels.
-    """
-    return getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-
-
-def _fuse(layers: nn.Sequential, dtype: torch.dtype) -> None:
-    """Replace each convolution by one with what follows it; the places that become free hold an identity."""
-    for place, layer in enumerate(layers):
-        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros":
-            continue
-        convolution, norm, activation = layer, _layer(layers, place + 1), None
-        if isinstance(norm, nn.BatchNorm2d):
-            convolution = fuse_conv_bn_eval(convolution, norm)
-            layers[place + 1] = nn.Identity()
-        behind = place + 2 if isinstance(norm, nn.BatchNorm2d) else place + 1
-        if isinstance(_layer(layers, behind), nn.ReLU | nn.ReLU6):
-            activation = layers[behind]
-            layers[behind] = nn.Identity()
-        layers[place] = _FusedConvolution(convolution.to(dtype), activation)
-
-
-def _layer(layers: nn.Sequential, place: int) -> nn.Module | None:
-    return layers[place] if place < len(layers) else None
-
-
-class _FusedConvolution(nn.Module):
-    """A convolution, then a ReLU or ReLU6 if there is one: on a CPU in one kernel, where it has one for the dtype."""
-
-    def __init__(self, convolution: nn.Conv2d, activation: nn.Module | None) -> None:
-        super().__init__()
-        self.convolution = convolution
-        self.activation = activation
-        usable = convolution.weight.dtype != torch.bfloat16 or has_fast_bfloat16()
-        self._kernel = _cpu_kernel() if usable else None
-        self._clamp: tuple[str, list[float]] = ("none", []) if activation is None else ("relu", [])
-        if isinstance(activation, nn.ReLU6):
-            self._clamp = ("hardtanh", [0.0, 6.0])
-        padding = convolution.padding
-        if padding == "same":
-            padding = tuple(
-                size // 2 * gap for size, gap in zip(convolution.kernel_size, convolution.dilation, strict=True)
-            )
-        self._padding = padding
-
-    def forward(self, features: Tensor) -> Tensor:
-        layer = self.convolution
-        features = features.to(layer.weight.dtype)
-        place = (self._padding, layer.stride, layer.dilation)
-        if features.device.type == "cpu" and self._kernel is not None:
-            name, limits = self._clamp
-            fused: Tensor = self._kernel(features, layer.weight, layer.bias, *place, layer.groups, name, limits, "")
-            return fused
-        padding, stride, dilation = place
-        features = conv2d(features, layer.weight, layer.bias, stride, padding, dilation, layer.groups)
-        return features if self.activation is None else self.activation(features)

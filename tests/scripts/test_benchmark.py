@@ -9,18 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from scipy.stats import ttest_1samp
 from torch import nn
 
-from pcam.benchmark.contestants import trained_network
+from pcam.benchmark.contestants import plain_weights, trained_network
+from pcam.benchmark.plain import plain_predict
 from pcam.benchmark.race import Stopwatch, race
+from pcam.benchmark.results import ratio_of
+from pcam.benchmark.whole import copy_patches, run_command
 from pcam.commands.benchmark import main as benchmark
+from pcam.commands.predict import main as predict
 from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.shipped import find_config
 from tests.conftest import COUNTS, REPOSITORY
+from tests.models.test_networks import trained
 from tests.scripts.help_pages import check_help, heavy_imports
 
 
@@ -39,6 +47,17 @@ def test_reading_is_compared_with_torchvision(
     assert all(len(row["patches_per_second"]) == 2 for row in rows.values())
     assert rows["packed store"]["ours_is_times_faster"] == 1
     assert "torchvision PCAM" in capsys.readouterr().out
+
+
+def test_a_ratio_is_of_the_speeds_in_the_same_round() -> None:
+    machine = np.array([100.0, 20.0, 60.0, 5.0])  # how fast it happens to be
+    ratios = np.array([1.9, 2.1, 2.0, 2.2])
+    found, interval = ratio_of((machine * ratios).tolist(), machine.tolist())
+    expected = ttest_1samp(np.log(ratios), 0)
+    assert found == pytest.approx(np.exp(np.log(ratios).mean()))
+    assert interval == pytest.approx(np.exp(expected.confidence_interval(0.95)))
+    assert ratio_of([4.0], [2.0]) == (pytest.approx(2), None)
+    assert ratio_of([3.0, 4.0], [3.0, 4.0]) == (1.0, None)
 
 
 @pytest.mark.slow  # starts three processes
@@ -133,6 +152,43 @@ def test_a_run_that_others_cannot_imitate_is_refused(
     write_run(tmp_path, network(**options), **options)
     with pytest.raises(UserError, match=message):
         trained_network(tmp_path)
+
+
+@pytest.mark.slow  # starts four processes
+@pytest.mark.parametrize("tta", [False, True])
+def test_the_whole_command_predict_gives_the_scores_of_a_plain_script(
+    tta: bool, patch_root: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    network = trained(MobileNetV2(weights=None, dropout=0.5))
+    write_run(tmp_path, network, weights=None, dropout=0.5)
+    option = ["--tta"] if tta else []
+    rows = figures(
+        tmp_path / "figures.json", "predict", tmp_path, "--data.root", patch_root, "--data.cache_dir",
+        cache_dir, "--patches", "30", "--rounds", "1", *option,
+    )  # fmt: skip
+    assert list(rows) == ["ours", "plain"]
+    assert rows["ours"]["rounds"][0]["facts"]["processor_seconds"] > 0
+    images = copy_patches(patch_root / "valid", tmp_path / "links", 30)
+    torch.save(plain_weights(network.state_dict()), tmp_path / "network.pt")
+    plain_predict(tmp_path / "network.pt", images, tmp_path / "plain.csv", tta)
+    predict([str(tmp_path), "--input", str(images), "--output", str(tmp_path / "ours.csv"), *option])
+    ours, plain = (pd.read_csv(tmp_path / f"{name}.csv")["score"] for name in ("ours", "plain"))
+    assert len(ours) == 30
+    assert plain.std() > 1e-4
+    np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow  # starts thirteen processes
+def test_the_start_of_commands_is_measured(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+    rows = figures(
+        tmp_path / "figures.json", "start", "--data.root", patch_root, "--data.cache_dir", cache_dir, "--rounds", "1"
+    )
+    assert rows["train --help"]["processor_seconds"][0] < rows["train, one step"]["processor_seconds"][0]
+
+
+def test_a_command_that_ends_otherwise_than_expected_is_said() -> None:
+    with pytest.raises(UserError, match="to end with exit code 0, but found 2"):
+        run_command(["pcam", "train", "--nonsense"], 1, 0)
 
 
 @pytest.mark.slow  # starts two processes, and paints

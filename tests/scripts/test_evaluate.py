@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -77,6 +78,7 @@ def test_numbers_follow_from_the_predictions_and_thresholds_from_valid(run: Path
     evaluate([str(run), "--split", "test"])
     valid, test = (predictions_of(run / "evaluation" / split) for split in ("valid", "test"))
     record = record_of(run / "evaluation" / "test")
+    assert record["engine"] == f"OpenVINO {version('openvino')}"
     assert record["metrics"]["auroc"] == pytest.approx(roc_auc_score(test["label"], test["score"]), abs=1e-14)
     for name, value in record["metrics"].items():
         if record["intervals"][name] is not None:
@@ -284,10 +286,10 @@ def test_a_processor_that_is_slow_in_bfloat16_is_said(
     fast: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inference, "has_fast_bfloat16", lambda: fast)
-    monkeypatch.setattr(inference, "_cpu_kernel", lambda: None)  # whatever this processor has
     evaluate([str(run), "--precision", "bf16-mixed"])
     assert ("Expected a processor with instructions for bfloat16" in capsys.readouterr().err) is not fast
-    assert record_of(run / "evaluation" / "valid_bf16")["classifier"] == "cnn/version_0, bf16"
+    record = record_of(run / "evaluation" / "valid_bf16")
+    assert (record["classifier"], record["engine"]) == ("cnn/version_0, bf16", f"PyTorch {torch.__version__}")
 
 
 @pytest.mark.slow  # takes some seconds

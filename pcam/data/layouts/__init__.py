@@ -3,10 +3,10 @@
 `pcam.data.layouts.form` says what a form is and how to add one.
 """
 
-import errno
 from pathlib import Path
 from typing import Final
 
+from pcam.data.files import require_root
 from pcam.data.layouts.folders import ClassFolders, CourseFolders
 from pcam.data.layouts.form import Form, Layout, Portion, Split, SplitFiles
 from pcam.data.layouts.images import pixel_hash, read_image
@@ -27,12 +27,6 @@ FORMS: Final[tuple[Form, ...]] = (
 )
 """All forms. The table in the README lists them too, and a test compares the two."""
 
-_OTHER_WAYS: Final = (
-    "set root to a folder of yours (--data.root DIR), or fetch the data set (pcam download data/pcam; "
-    "8 GB), or make synthetic patches (pcam synthesize --output data/synthetic) and train on them "
-    "(--data.root data/synthetic)"
-)
-
 
 def find_layout(root: Path) -> Layout:
     """Recognise the form of PatchCamelyon that lies in a folder.
@@ -46,19 +40,7 @@ def find_layout(root: Path) -> Layout:
     Raises:
         UserError: If `root` is missing, is no folder, or holds no form that is known, or more than one.
     """
-    try:
-        found_there = root.exists()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        found_there = False
-    if not found_there:
-        raise UserError(f"Expected a folder with PatchCamelyon at {root}, but found nothing there; {_OTHER_WAYS}.")
-    if not root.is_dir():
-        raise UserError(
-            f"Expected a folder with PatchCamelyon at {root}, but found a file; set root to the folder that holds the "
-            f"splits (--data.root DIR)."
-        )
+    require_root(root)
     found = {form: splits for form in FORMS if (splits := form.splits(root))}
     if not found:
         known = ", ".join(f"{form.name} ({form.contents.replace('`', '')})" for form in FORMS)

@@ -1,0 +1,87 @@
+"""OpenVINO against PyTorch: the same scores, or PyTorch and a sentence."""
+
+import sys
+from importlib.metadata import version
+
+import pytest
+import torch
+from torch import nn
+
+from pcam.models import BaselineCNN, MobileNetV2, TorchvisionNetwork, engine
+from pcam.models.inference import EvaluationSettings, InferenceNetwork
+from tests.models.test_networks import patches, trained
+
+NETWORKS = {
+    "MobileNetV2 at two sizes": lambda: MobileNetV2(weights=None, dropout=0.5, enlarged_sizes=[128]),
+    "BaselineCNN": BaselineCNN,
+    "resnet18": lambda: TorchvisionNetwork("resnet18", weights=None),
+}
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_scores_are_those_of_pytorch_for_any_number_of_patches(kind: str, tta: bool) -> None:
+    torch.manual_seed(0)
+    network = EvaluationSettings(tta=tta).network(trained(NETWORKS[kind]()).eval())
+    fast = InferenceNetwork(network)
+    assert fast.name == f"OpenVINO {version('openvino')}"
+    with torch.no_grad():
+        expected = network(patches(9)).sigmoid()
+    assert expected.std() > 1e-4
+    logits = fast(patches(9))
+    torch.testing.assert_close(logits.sigmoid(), expected, rtol=0, atol=1e-5)
+    for count in (0, 1, 8):
+        assert torch.equal(fast(patches(9)[:count]), logits[:count])
+    assert torch.equal(fast(patches(9).float().contiguous(memory_format=torch.channels_last)), logits)
+
+
+class Deciding(nn.Module):
+    """A network that computes something else for dark patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 96 * 96, 1)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        logits = self.linear(patches.flatten(1) / 255).flatten()
+        return -logits if patches.float().mean() < 10 else logits
+
+
+def test_a_network_that_cannot_be_followed_is_evaluated_in_pytorch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    network = Deciding()
+    found = InferenceNetwork(network)
+    assert found.name == f"PyTorch {torch.__version__}"
+    assert "Deciding is evaluated in PyTorch, as OpenVINO cannot compute it (Converting a tensor" in caplog.text
+    for batch in (patches(2), torch.ones(2, 3, 96, 96)):
+        assert torch.equal(found(batch), network(batch))
+
+
+def test_an_engine_with_other_scores_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(engine, "ALLOWED_DIFFERENCE", -1.0)
+    assert InferenceNetwork(BaselineCNN()).name.startswith("PyTorch")
+    assert "its scores differ by" in caplog.text
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_without_openvino_pytorch_computes(tta: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    network = EvaluationSettings(tta=tta).network(BaselineCNN()).eval()
+    found = InferenceNetwork(network)
+    assert found.name == f"PyTorch {torch.__version__}"
+    torch.testing.assert_close(found(patches(17)), network(patches(17)).detach())
+
+
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    InferenceNetwork(BaselineCNN())
+    assert sys.modules["openvino_telemetry"] is None
+
+
+def test_weights_that_are_no_numbers_give_logits_that_are_none() -> None:
+    network = BaselineCNN()
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    assert InferenceNetwork(network)(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).isnan().all()
