@@ -1,5 +1,8 @@
 """The page in a browser: what is dropped, what is shown, and that nothing leaves the machine."""
 
+import base64
+import html
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -8,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -61,7 +63,7 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
             gradio.Markdown("\n\n".join(found.complaints), visible=bool(found.complaints)),
             gradio.Dataframe(found.table, visible=len(found.table) > 0),
             gradio.DownloadButton(value=_csv(found, place), visible=len(found.table) > 0),
-            gradio.Gallery([_picture(sheet) for sheet in found.sheets], visible=bool(found.sheets)),
+            gradio.HTML(_pictures(found.sheets), visible=bool(found.sheets)),
             found.slides,
             gradio.Slider(value=found.slides[0].threshold if found.slides else 0.5, visible=bool(found.slides)),
             *draw(found.slides, found.slides[0].threshold if found.slides else 0.5),
@@ -70,7 +72,7 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
     def draw(slides: list[Any], threshold: float) -> list[Any]:
         drawn = [with_threshold(scores, threshold) for scores in slides]
         return [
-            gradio.Gallery([_picture(figure) for figure, _ in drawn], visible=bool(drawn)),
+            gradio.HTML(_pictures([figure for figure, _ in drawn]), visible=bool(drawn)),
             gradio.Markdown("\n\n".join(sentence for _, sentence in drawn), visible=bool(drawn)),
         ]
 
@@ -79,26 +81,24 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
         with gradio.Row():
             files = gradio.File(label="Patches, or larger images", file_count="multiple", scale=3)
             mpp = gradio.Number(
-                label="Micrometres per pixel of larger images, if their files do not say it",
-                value=None,
+                label="Micrometres per pixel of larger images (0: as their files say)",
+                value=0,
                 minimum=0,
                 scale=1,
             )
         button = gradio.Button("Score", variant="primary")
-        examples = [[[str(path) for path in patches], None], [[str(larger)], MICROMETRES_PER_PIXEL]]
+        examples = [[[str(path) for path in patches], 0], [[str(larger)], MICROMETRES_PER_PIXEL]]
         gradio.Examples(
             examples, [files, mpp], label="Examples", example_labels=[f"{len(patches)} patches", "A larger image"]
         )
         complaints = gradio.Markdown(visible=False)
         table = gradio.Dataframe(label="Scores", visible=False, interactive=False)
         download = gradio.DownloadButton("Download the table (CSV)", visible=False)
-        sheets = gradio.Gallery(
-            label="Where the networks looked", visible=False, columns=len(runs), object_fit="contain"
-        )
+        sheets = gradio.HTML(visible=False)
         slides = gradio.State([])
         threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", visible=False)
         numbers = gradio.Markdown(visible=False)
-        maps = gradio.Gallery(label="Score map", visible=False, columns=1, object_fit="contain")
+        maps = gradio.HTML(visible=False)
         outputs = [complaints, table, download, sheets, slides, threshold, maps, numbers]
         button.click(score, [files, mpp], outputs, api_name="score")
         threshold.release(draw, [slides, threshold], [maps, numbers], api_name=False)
@@ -162,11 +162,15 @@ def _csv(found: Answer, place: Path) -> str | None:
     return file.name
 
 
-def _picture(figure: Figure) -> Image.Image:
-    """Draw a figure as pixels."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+def _pictures(figures: Sequence[Figure]) -> str:
+    """Draw figures side by side, one above the other where the window is narrow, as HTML that needs no other file."""
+    drawn = []
+    for figure in figures:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        drawn.append(f'<img src="{source}" alt="{html.escape(figure.get_suptitle())}" style="max-width: 100%; flex: 1 1 400px; min-width: 0">')
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 1em">{"".join(drawn)}</div>'
 
 
 def _card(run: TrainedRun) -> str:
