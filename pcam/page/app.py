@@ -169,7 +169,8 @@ def _pictures(figures: Sequence[Figure]) -> str:
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        drawn.append(f'<img src="{source}" alt="{html.escape(figure.get_suptitle())}" style="max-width: 100%; flex: 1 1 400px; min-width: 0">')
+        words = html.escape(figure.get_suptitle())
+        drawn.append(f'<img src="{source}" alt="{words}" style="max-width: 100%; flex: 1 1 400px; min-width: 0">')
     return f'<div style="display: flex; flex-wrap: wrap; gap: 1em">{"".join(drawn)}</div>'
 
 

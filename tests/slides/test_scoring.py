@@ -168,7 +168,7 @@ class Endless:
 @pytest.mark.slow  # takes some seconds
 def test_memory_does_not_grow_with_the_slide() -> None:
     peaks = []
-    for squares in (98, 130):
+    for squares in (66, 194):
         slide = slide_of(ArrayReader([noise(1, 1)]), 0.972)
         slide = type(slide)(
             slide.path, Endless(32 * squares), slide.resolution, slide.scale, 32 * squares, 32 * squares
@@ -180,4 +180,4 @@ def test_memory_does_not_grow_with_the_slide() -> None:
             peaks.append(tracemalloc.get_traced_memory()[1] - 2 * overview)
         finally:
             tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 4e6  # of 20 MB more of pixels
+    assert peaks[1] < peaks[0] + 40e6  # of 103 MB more of pixels; when threads decode varies
