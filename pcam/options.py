@@ -3,6 +3,7 @@
 They are apart from what uses them, so that a command line can be read before PyTorch is imported, which takes seconds.
 """
 
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 SplitName = Literal["train", "valid", "test"]
@@ -23,6 +24,34 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 FormatName = Literal["onnx", "safetensors"]
 """The kinds of file that a classifier is exported to."""
+
+AdaptationUnit = Literal["all", "slide", "hospital"]
+"""What batch norm is adapted to: all patches together, the patches of each slide, or those of each hospital."""
+
+Origin = Literal["slide", "patient", "hospital"]
+"""Where a patch may be known to come from."""
+ORIGINS: Final[tuple[Origin, ...]] = get_args(Origin)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a trained network is adapted, without labels, to the staining of the patches that it scores.
+
+    Args:
+        unit: The patches that are adapted to together.
+        layers: How many layers of batch norm are adapted, counted from the first, at least 1.
+        weight: The share of the patches' own statistics, above 0 to 1; the rest is those of training.
+    """
+
+    unit: AdaptationUnit
+    layers: int = 8
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        units = {"all": "all patches", "slide": "each slide", "hospital": "each hospital"}[self.unit]
+        blend = "" if self.weight == 1 else f" by {self.weight:g}"
+        return f"first {self.layers} bn layers adapted{blend} to {units}"
+
 
 AxisOrder = Literal["NHWC", "NCHW"]
 """The order of the axes of a batch of patches: channels last, as image files are decoded, or channels first."""

@@ -7,6 +7,8 @@ import errno
 from pathlib import Path
 from typing import Final
 
+from pcam.data.layouts.camelyon17 import Camelyon17
+from pcam.data.layouts.camelyon17_parquet import Camelyon17Parquet
 from pcam.data.layouts.folders import ClassFolders, CourseFolders
 from pcam.data.layouts.form import Form, Layout, Portion, Split, SplitFiles
 from pcam.data.layouts.images import pixel_hash, read_image
@@ -24,6 +26,8 @@ FORMS: Final[tuple[Form, ...]] = (
     ClassFolders(),
     CourseFolders(),
     Parquet(),
+    Camelyon17(),
+    Camelyon17Parquet(),
 )
 """All forms. The table in the README lists them too, and a test compares the two."""
 
