@@ -6,6 +6,7 @@ from typing import Final
 
 import pcam
 from pcam.commands.prepare_data import COMMANDS as DATA_COMMANDS
+from pcam.commands.prepare_data import SPELLED
 from pcam.door import Arguments, first_line, front_door, leave, run_function
 from pcam.terminal import similar_names
 
@@ -41,7 +42,7 @@ def run_data_command(args: Arguments = None) -> None:
         args: The name of the command, and its command line.
     """
     assert args is not None
-    run_function(DATA_COMMANDS[args[0]], args[1:])
+    run_function(DATA_COMMANDS[args[0]], args[1:], SPELLED.get(args[0], {}))
 
 
 def overview() -> str:

@@ -304,19 +304,25 @@ def run_function(
     function(**{name: options[option] for name, option in names.items()})
 
 
-def run_subcommand(description: str, functions: Mapping[str, Callable[..., Any]], args: Arguments) -> None:
+def run_subcommand(
+    description: str,
+    functions: Mapping[str, Callable[..., Any]],
+    args: Arguments,
+    spelled: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> None:
     """Run one of several functions as a subcommand; its options come from its signature and docstring.
 
     Args:
         description: What the command is for.
         functions: The subcommands, by name.
         args: The command line.
+        spelled: For some of them, parameters whose options are spelled differently from their names.
     """
     parser = Parser(prog=program(), description=description)
     subcommands = parser.add_subcommands(dest="command")
     for name, function in functions.items():
         subparser = Parser(description=long_description(function))
-        subparser.add_function(function)
+        subparser.add_function(function, spelled.get(name, {}))
         subcommands.add_subcommand(name, subparser, help=first_line(function))
     config = parser.instantiate(parser.parse_args(args))
     functions[config.command](**config[config.command])

@@ -28,6 +28,9 @@ FormatName = Literal["onnx", "safetensors"]
 AdaptationUnit = Literal["all", "slide", "hospital"]
 """What batch norm is adapted to: all patches together, the patches of each slide, or those of each hospital."""
 
+ADAPTED_LAYERS: Final = 8
+"""Layers of batch norm that are adapted unless said otherwise; docs/shift.md says why."""
+
 Origin = Literal["slide", "patient", "hospital"]
 """Where a patch may be known to come from."""
 ORIGINS: Final[tuple[Origin, ...]] = get_args(Origin)
@@ -44,8 +47,13 @@ class Adaptation:
     """
 
     unit: AdaptationUnit
-    layers: int = 8
+    layers: int = ADAPTED_LAYERS
     weight: float = 1.0
+
+    @property
+    def suffix(self) -> str:
+        """What the folder of results has after the split's name."""
+        return f"_adapted_{self.unit}_{self.layers}" + ("" if self.weight == 1 else f"_{self.weight:g}")
 
     def __str__(self) -> str:
         units = {"all": "all patches", "slide": "each slide", "hospital": "each hospital"}[self.unit]

@@ -10,7 +10,7 @@ from jsonargparse.typing import PositiveInt
 from pcam.commands.options import warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
-from pcam.options import Adaptation, AdaptationUnit, CheckpointName, Precision, SplitName
+from pcam.options import ADAPTED_LAYERS, Adaptation, AdaptationUnit, CheckpointName, Precision, SplitName
 from pcam.run_folder import RunFolder, run_names
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def evaluate(
     precision: Precision = "32-true",
     enlarged_sizes: list[int] | None = None,
     adapt_bn: AdaptationUnit | None = None,
-    adapt_layers: PositiveInt = 8,
+    adapt_layers: PositiveInt = ADAPTED_LAYERS,
     root: Path | None = None,
 ) -> list[Path]:
     """Measure trained classifiers on the valid split, and on another split if asked for, and compare them.

@@ -94,17 +94,18 @@ def print_origins(origins: Mapping[Origin, Sequence[OriginResult]]) -> None:
     for origin, results in origins.items():
         spreads = {metric: Spread.of(results, metric) for metric in ("auroc", "accuracy")}
         said = [
-            f"{metric}: worst {getattr(spread.worst, metric).value:.4f} ({escape(printable(spread.worst.name))}), "
-            f"standard deviation {spread.deviation:.4f}"
+            f"{metric}: worst {getattr(spread.worst, metric).value:.4f} ({escape(printable(spread.worst.name))})"
+            + ("" if math.isnan(spread.deviation) else f", standard deviation {spread.deviation:.4f}")
             for metric, spread in spreads.items()
             if spread.worst is not None
         ]
         table = Table(
-            origin,
-            title=f"By {origin}: the {min(WORST_ROWS, len(results))} of {len(results):,} with the lowest accuracy",
+            title=f"By {origin}: the {min(WORST_ROWS, len(results))} of {len(results):,} with the lowest accuracy at "
+            f"the threshold of valid;\naccuracy at a score of 0.5; mean score and calibration error",
             caption="\n".join([*said, f"of those with {MIN_PATCHES} patches or more"]) if said else None,
         )
-        for heading in ("patches", "tumour", "auroc", "accuracy, Youden", "at 0.5", "mean score", "calibration error"):
+        table.add_column(origin, overflow="fold")
+        for heading in ("patches", "tumour", "auroc", "accuracy", "at 0.5", "score", "error"):
             table.add_column(heading, justify="right")
         for result in sorted(results, key=lambda result: result.accuracy.value)[:WORST_ROWS]:
             one_class = np.array([round(result.tumour)], dtype=np.uint8)
@@ -116,7 +117,7 @@ def print_origins(origins: Mapping[Origin, Sequence[OriginResult]]) -> None:
                 _words(result.accuracy, one_class),
                 f"{result.accuracy_at_half:.4f}",
                 f"{result.mean_score:.3f}",
-                f"{result.calibration_error:.3f} (if perfect {result.chance_error:.3f})",
+                f"{result.calibration_error:.3f}",
             )
         console.print(table)
 

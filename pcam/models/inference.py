@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -50,7 +50,7 @@ class EvaluationSettings:
             "_bf16": self.precision == "bf16-mixed",
             f"_at_{'_'.join(map(str, [96, *(self.enlarged_sizes or ())]))}": self.enlarged_sizes is not None,
         }
-        adapted = "" if self.adaptation is None else f"_adapted_{'_'.join(map(str, astuple(self.adaptation)))}"
+        adapted = "" if self.adaptation is None else self.adaptation.suffix
         return "".join(part for part, applies in parts.items() if applies) + adapted
 
     @property

@@ -13,10 +13,11 @@ from PIL import Image
 from pcam.commands.prepare_data import main as prepare_data
 from pcam.data import PCamDataModule
 from pcam.data.layouts import find_layout, read_image
+from pcam.data.stain import STAINS
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchArray
-from tests.data.forms import noise, write_camelyon17, write_camelyon17_parquet
+from tests.data.forms import HOSPITAL_STAINS, noise, write_camelyon17, write_camelyon17_parquet
 
 WRITERS = {"folder": write_camelyon17, "parquet": write_camelyon17_parquet}
 FORM_NAMES = {"folder": "WILDS Camelyon17", "parquet": "WILDS Camelyon17 as parquet files"}
@@ -84,13 +85,13 @@ def test_the_folder_itself_can_be_given_and_its_ids_lead_back_to_the_file(
 def test_transparent_pixels_are_read_as_wilds_reads_them(
     patches: tuple[PatchArray, NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    table = write_camelyon17(tmp_path, *patches)
+    table = write_camelyon17(tmp_path / "wilds", *patches)
     name = rows_of(table, "test")["name"].iloc[0]
-    path = tmp_path / "camelyon17_v1.0" / "patches" / name
+    path = tmp_path / "wilds" / "camelyon17_v1.0" / "patches" / name
     image = Image.open(path)
     image.putalpha(0)  # what a scanner did not scan
     image.save(path)
-    store = PCamDataModule(tmp_path, cache_dir=tmp_path / "cache").packed("test")
+    store = PCamDataModule(tmp_path / "wilds", cache_dir=tmp_path / "cache").packed("test")
     assert np.array_equal(store.patches[store.ids().index(name)], np.asarray(image.convert("RGB")))
 
 
@@ -130,7 +131,7 @@ def test_a_table_with_other_values_is_refused(
     write_camelyon17(tmp_path, *patches)
     path = tmp_path / "camelyon17_v1.0" / "metadata.csv"
     table = pd.read_csv(path, dtype=str, index_col=0)
-    table.loc[0, column] = value
+    table.iloc[0, table.columns.get_loc(column)] = value
     table.to_csv(path)
     with pytest.raises(UserError, match=message):
         find_layout(tmp_path).split("train")
@@ -168,6 +169,14 @@ def test_real_patches_of_five_hospitals_come_back_as_they_were_stained(real_data
         data = PCamDataModule(tmp_path / form, cache_dir=tmp_path / "cache")
         stores = {split: data.packed(split) for split in ("train", "valid", "test")}
         fingerprints.append([store.fingerprint for store in stores.values()])
-        brightness = {split: store.patches.mean() for split, store in stores.items()}
-        assert brightness["valid"] < images[table["center"] == 1].mean() < brightness["test"]  # 1.3 and .7 of the stain
+        for split, (haematoxylin, eosin) in {"valid": HOSPITAL_STAINS[1], "test": HOSPITAL_STAINS[2]}.items():
+            before = stain_amounts(images[table["center"] == {"valid": 1, "test": 2}[split]])
+            assert stain_amounts(stores[split].patches)[:2] / before[:2] == pytest.approx(
+                [haematoxylin, eosin], rel=0.05
+            )
     assert fingerprints[0] == fingerprints[1]
+
+
+def stain_amounts(images: PatchArray) -> NDArray[np.float64]:
+    """The mean amount of each stain, by the linear map of Ruifrok and Johnston."""
+    return np.mean(-np.log((images + 1.0) / 256) @ np.linalg.inv(np.array(STAINS)), axis=(0, 1, 2))

@@ -163,12 +163,15 @@ def parquet_signature(root: Path, split: SplitName, paths: Sequence[Path]) -> st
 
 
 def has_columns(root: Path, names: Set[str]) -> bool:
-    """Whether the first of the files in a folder has some columns; not if there is none, or it cannot be read."""
-    paths = [path for of_split in parquet_paths(root).values() for path in of_split]
+    """Whether one of the files in a folder has some columns; a file that cannot be read has none."""
+    return any(names <= _columns(path) for of_split in parquet_paths(root).values() for path in of_split)
+
+
+def _columns(path: Path) -> set[str]:
     try:
-        return bool(paths) and paths[0].is_file() and names <= set(pq.read_schema(paths[0]).names)
-    except (OSError, pa.ArrowException):  # the form of any parquet files says so when it is read
-        return False
+        return set(pq.read_schema(path).names) if path.is_file() else set()  # a named pipe would wait for ever
+    except (OSError, pa.ArrowException):  # said when the file is read
+        return set()
 
 
 def read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
