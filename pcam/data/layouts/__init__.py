@@ -16,6 +16,7 @@ from pcam.data.layouts.kaggle import Kaggle
 from pcam.data.layouts.official import Official
 from pcam.data.layouts.parquet import Parquet
 from pcam.data.layouts.tables import listed
+from pcam.data.layouts.tfds import Tfds
 from pcam.errors import UserError
 
 __all__ = ["FORMS", "Form", "Layout", "Portion", "Split", "SplitFiles", "find_layout", "pixel_hash", "read_image"]
@@ -26,6 +27,7 @@ FORMS: Final[tuple[Form, ...]] = (
     ClassFolders(),
     CourseFolders(),
     Parquet(),
+    Tfds(),
     Camelyon17(),
     Camelyon17Parquet(),
 )
