@@ -147,7 +147,7 @@ def test_a_page_names_commands_configs_and_options_that_there_are(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_a_page_speaks_of_options_that_there_are(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepares = [(name,) for name in DATA_COMMANDS]
-    races = [("benchmark", name) for name in ("data", "train", "evaluate", "memory")]
+    races = [("benchmark", name) for name in ("data", "train", "evaluate", "memory", "adaptation")]
     others = [(name,) for name in MODULES if name not in ("benchmark", "prepare_data")]
     known = set().union(*(known_options(command, capsys) for command in [*prepares, *races, *others])) | set(ELSEWHERE)
     for option in re.findall(r"(?<![-\w])--[a-z][\w.-]*\w", page.read_text(encoding="utf-8")):

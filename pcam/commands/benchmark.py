@@ -211,6 +211,7 @@ def benchmark_adaptation(
     shares: list[ClosedUnitInterval] = [0.5, 0.2, 0.1, 0.05, 0.01, 0.0],  # noqa: B006
     sizes: list[PositiveInt] = [16, 64, 256],  # noqa: B006
     scored: PositiveInt = 100,
+    as_stained: bool = False,
     enlarged_sizes: list[int] | None = None,
     root: Path | None = None,
     output: Path = Path("benchmark_adaptation.json"),
@@ -229,6 +230,7 @@ def benchmark_adaptation(
         shares: The shares of tumour in the unit, 0 to 1.
         sizes: Numbers of patches in the unit; those that the split has too few patches for are left out.
         scored: The number of patches of each class that are scored in each staining.
+        as_stained: Leave patches as they are stained, instead of shifting them: for a split of another hospital.
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at, as for evaluate; null is all
             that the run was trained with.
         root: The folder with the data; null is the folder that the run was trained on.
@@ -238,6 +240,8 @@ def benchmark_adaptation(
     from pcam.trained import TrainedRun
 
     trained = TrainedRun.load(run, root=root, enlarged_sizes=enlarged_sizes)
+    if as_stained:
+        trained.data.stain_shifts = []
     readings = measure_adaptation(trained, split, Grid(layers, weights, shares, sizes), scored, seed=0)
     report_adaptation(f"{run}, {split}", readings, output)
 
