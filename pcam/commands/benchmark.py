@@ -273,4 +273,5 @@ def main(args: Arguments = None) -> None:
             "adaptation": benchmark_adaptation,
         },
         args,
+        {"adaptation": {"run": "RUN", "root": "--data.root"}},
     )
