@@ -298,7 +298,10 @@ def run_function(
     """
     parser = Parser(prog=program(), description=long_description(function))
     parser.add_function(function, spelled)
-    options = parser.instantiate(parser.parse_args(args))
+    _call(function, parser.instantiate(parser.parse_args(args)), spelled)
+
+
+def _call(function: Callable[..., Any], options: Any, spelled: Mapping[str, str]) -> None:
     names = {name: name for name in inspect.signature(function).parameters}
     names |= {name: spelling.removeprefix("--") for name, spelling in spelled.items() if spelling.startswith("--")}
     function(**{name: options[option] for name, option in names.items()})
@@ -325,7 +328,7 @@ def run_subcommand(
         subparser.add_function(function, spelled.get(name, {}))
         subcommands.add_subcommand(name, subparser, help=first_line(function))
     config = parser.instantiate(parser.parse_args(args))
-    functions[config.command](**config[config.command])
+    _call(functions[config.command], config[config.command], spelled.get(config.command, {}))
 
 
 def with_config_paths(words: Sequence[str], folder: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 They are apart from what uses them, so that a command line can be read before PyTorch is imported, which takes seconds.
 """
 
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 SplitName = Literal["train", "valid", "test"]
@@ -26,6 +27,42 @@ ThresholdName = Literal["0.5", "youden", "sensitivity_95", "specificity_95"]
 
 FormatName = Literal["onnx", "safetensors", "torchscript", "hub"]
 """What a classifier is exported as: a kind of file, or the folder that the Hugging Face hub takes."""
+
+AdaptationUnit = Literal["all", "slide", "hospital"]
+"""What batch norm is adapted to: all patches together, the patches of each slide, or those of each hospital."""
+
+ADAPTED_LAYERS: Final = 8
+"""Layers of batch norm that are adapted unless said otherwise; docs/shift.md says why."""
+
+Origin = Literal["slide", "patient", "hospital"]
+"""Where a patch may be known to come from."""
+ORIGINS: Final[tuple[Origin, ...]] = get_args(Origin)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a trained network is adapted, without labels, to the staining of the patches that it scores.
+
+    Args:
+        unit: The patches that are adapted to together.
+        layers: How many layers of batch norm are adapted, counted from the first, at least 1.
+        weight: The share of the patches' own statistics, above 0 to 1; the rest is those of training.
+    """
+
+    unit: AdaptationUnit
+    layers: int = ADAPTED_LAYERS
+    weight: float = 1.0
+
+    @property
+    def suffix(self) -> str:
+        """What the folder of results has after the split's name."""
+        return f"_adapted_{self.unit}_{self.layers}" + ("" if self.weight == 1 else f"_{self.weight:g}")
+
+    def __str__(self) -> str:
+        units = {"all": "all patches", "slide": "each slide", "hospital": "each hospital"}[self.unit]
+        blend = "" if self.weight == 1 else f" by {self.weight:g}"
+        return f"first {self.layers} bn layers adapted{blend} to {units}"
+
 
 AxisOrder = Literal["NHWC", "NCHW"]
 """The order of the axes of a batch of patches: channels last, as image files are decoded, or channels first."""

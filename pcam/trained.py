@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from rich.progress import track
 from scipy.special import expit
@@ -18,13 +20,17 @@ from torch import Tensor, nn
 
 from pcam.atomic import expanded
 from pcam.data import PCamDataModule
+from pcam.data.layouts.tables import listed
+from pcam.data.packed import PackedSplit
+from pcam.data.stain import shift_stains
 from pcam.errors import ConfigError, UserError
+from pcam.evaluation.adaptation import MIN_PATCHES, adapted_logits, sample_batches
 from pcam.evaluation.explain import Attributions, explain, explain_mean_score
 from pcam.evaluation.predictions import Predictions, check_finite
-from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
+from pcam.models.batch_norm import REESTIMATION_PATCHES, adapt_batch_norm, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
 from pcam.models.published_weights import load_published
-from pcam.options import CheckpointName, Precision, SplitName
+from pcam.options import Adaptation, CheckpointName, Precision, SplitName
 from pcam.patches import PatchArray, Patches
 from pcam.published import WEIGHTS_FILE
 from pcam.run_folder import RunFolder
@@ -82,6 +88,7 @@ class TrainedRun:
         precision: Precision = "32-true",
         reestimate_bn: bool = False,
         enlarged_sizes: Sequence[int] | None = None,
+        adaptation: Adaptation | None = None,
         device: str | torch.device = "auto",
         network: nn.Module | None = None,
         data: PCamDataModule | None = None,
@@ -99,6 +106,8 @@ class TrainedRun:
             reestimate_bn: Whether to estimate batch norm's running statistics again, on 10,000 training patches.
             enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network
                 was trained with; null is all of them.
+            adaptation: How `predict` adapts batch norm to the patches of a split, without their labels; null leaves
+                the network as it was trained. Patches that are no split: `adapt_to`.
             device: "auto" (an accelerator if PyTorch finds one, else the CPU), or PyTorch's name of a device.
             network: The network that the weights are loaded into; null builds the one that the config names. For a
                 run that was trained in a notebook, whose folder has no config.
@@ -122,7 +131,7 @@ class TrainedRun:
             data.root = expanded(root, "root")
         step = load_weights(network, weights, f"the network in {folder.config}")
         network.to(_device(device)).eval()
-        settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes)
+        settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes, adaptation)
         if enlarged_sizes is not None:
             settings.network(network)  # refuses sizes that the network does not have
         run = cls(folder, checkpoint, config, step, network, data, settings)
@@ -143,6 +152,27 @@ class TrainedRun:
     def reestimate_batch_norm(self) -> None:
         """Estimate batch norm's running statistics again, on un-augmented training patches; changes the network."""
         reestimate_batch_norm(self.network, self.data.training_patches(REESTIMATION_PATCHES, self.device))
+        self._prepared = None
+
+    def adapt_to(self, patches: NDArray[np.uint8] | Tensor, adaptation: Adaptation) -> None:
+        """Adapt batch norm to patches from elsewhere, without their labels; changes the network.
+
+        Args:
+            patches: As for `logits`: all of one slide or hospital, or some of them drawn at random. Of more than 1,024,
+                as many are used.
+            adaptation: How many layers are adapted, and how much. Whatever its unit, the patches are one.
+
+        Raises:
+            UserError: If there are too few patches, or the network has no batch norm.
+        """
+        _check_patches(patches)
+        if len(patches) < MIN_PATCHES:
+            raise UserError(
+                f"Expected at least {MIN_PATCHES} patches to adapt batch norm to, but found {len(patches):,}; score "
+                f"them without adaptation."
+            )
+        batches = (self._on_device(patches[rows]) for rows in sample_batches(len(patches)))
+        self.network = adapt_batch_norm(self.network, batches, adaptation)
         self._prepared = None
 
     def logits(
@@ -227,13 +257,37 @@ class TrainedRun:
             UserError: If the data cannot be read, or a logit is not finite.
         """
         store, loader = self.data.packed(split), self.data.loader(split, shifted=shifted)
-        classify = self._classifier(tta)
-        batches = track(loader, f"Classifying {split}", len(loader)) if progress else loader
-        with torch.inference_mode():
-            found = [classify(batch.patches.to(self.device)).cpu() for batch in batches]
-        logits = torch.cat(found).numpy()
+        if self.settings.adaptation is not None:
+            logits = self._adapted_logits(store, split, self.settings.adaptation, tta, shifted)
+        else:
+            classify = self._classifier(tta)
+            batches = track(loader, f"Classifying {split}", len(loader)) if progress else loader
+            with torch.inference_mode():
+                found = [classify(batch.patches.to(self.device)).cpu() for batch in batches]
+            logits = torch.cat(found).numpy()
         check_finite(logits, f"{self.folder.path} on {split}")
-        return Predictions(store.ids(), store.labels, logits, store.pixel_hashes(), store.slides())
+        origins = {f"{origin}s": names for origin, names in store.origins().items()}
+        return Predictions(store.ids(), store.labels, logits, store.pixel_hashes(), **origins)
+
+    def _adapted_logits(
+        self, store: PackedSplit, split: SplitName, adaptation: Adaptation, tta: bool | None, shifted: bool
+    ) -> NDArray[np.float32]:
+        settings = self.settings if tta is None else replace(self.settings, tta=tta)
+        logits, unadapted = adapted_logits(
+            self.network,
+            store,
+            adaptation,
+            lambda network: InferenceNetwork(settings.network(network), settings.precision).forward,
+            change=partial(shift_stains, shifts=self.data.stain_shifts) if shifted else None,
+            device=self.device,
+            batch_size=self.data.batch_size,
+        )
+        if unadapted:
+            rank_zero_warn(
+                f"Expected at least {MIN_PATCHES} patches of {split} for each {adaptation.unit} to adapt to, but "
+                f"{len(unadapted):,} have fewer or are not known ({listed(unadapted)}); they are scored as trained."
+            )
+        return logits.numpy()
 
     def _on_device(self, patches: NDArray[np.uint8] | Tensor) -> Patches:
         """Move a batch to where the network is, channels first."""

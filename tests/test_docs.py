@@ -14,6 +14,7 @@ import torch
 
 import pcam
 from pcam.__main__ import DATA_COMMANDS, MODULES, main
+from pcam.commands.benchmark import COMMANDS as RACES
 from pcam.commands.train_help import UNEXPLAINED, data_options, short_parser, trainer_options
 from pcam.data.layouts import FORMS
 from pcam.models import inference
@@ -147,7 +148,7 @@ def test_a_page_names_commands_configs_and_options_that_there_are(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_a_page_speaks_of_options_that_there_are(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepares = [(name,) for name in DATA_COMMANDS]
-    races = [("benchmark", name) for name in ("data", "train", "evaluate", "memory", "slide")]
+    races = [("benchmark", name) for name in RACES]
     others = [(name,) for name in MODULES if name not in ("benchmark", "prepare_data")]
     known = set().union(*(known_options(command, capsys) for command in [*prepares, *races, *others])) | set(ELSEWHERE)
     for option in re.findall(r"(?<![-\w])--[a-z][\w.-]*\w", page.read_text(encoding="utf-8")):

@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from pcam.door import Arguments, front_door, run_subcommand
 from pcam.errors import UserError
-from pcam.options import Precision
+from pcam.options import Precision, SplitName
 
 if TYPE_CHECKING:
     from pcam.benchmark.race import Contestant
@@ -335,6 +335,49 @@ def benchmark_slide(
     report_race(f"Windows of a slide of {side:,} pixels, batches of {batch_size}", turns, output)
 
 
+def benchmark_adaptation(
+    run: Path,
+    split: SplitName = "valid",
+    layers: list[PositiveInt] = [1, 4, 8, 12, 16, 52],  # noqa: B006  # never changed; the help shows it
+    weights: list[ClosedUnitInterval] = [1.0],  # noqa: B006
+    shares: list[ClosedUnitInterval] = [0.5, 0.2, 0.1, 0.05, 0.01, 0.0],  # noqa: B006
+    sizes: list[PositiveInt] = [16, 64, 256],  # noqa: B006
+    scored: PositiveInt = 100,
+    as_stained: bool = False,
+    enlarged_sizes: list[int] | None = None,
+    root: Path | None = None,
+    output: Path = Path("benchmark_adaptation.json"),
+) -> None:
+    """Measure what adapting batch norm to patches without labels brings and costs, where the labels are known.
+
+    A unit of patches is drawn in the staining of each of the run's `data.stain_shifts`, the first layers of batch norm
+    are adapted to it, and other patches of the same staining are scored. Loss and accuracy are weighted as if as many
+    of these were tumour as in the unit.
+
+    Args:
+        run: The run folder.
+        split: The split that all patches are drawn from.
+        layers: How many layers of batch norm are adapted.
+        weights: The shares of the unit's own statistics in those that are used, 0 to 1.
+        shares: The shares of tumour in the unit, 0 to 1.
+        sizes: Numbers of patches in the unit; those that the split has too few patches for are left out.
+        scored: The number of patches of each class that are scored in each staining.
+        as_stained: Leave patches as they are stained, instead of shifting them: for a split of another hospital.
+        enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at, as for evaluate; null is all
+            that the run was trained with.
+        root: The folder with the data; null is the folder that the run was trained on.
+        output: JSON file for the results.
+    """
+    from pcam.benchmark.adaptation import Grid, measure_adaptation, report_adaptation
+    from pcam.trained import TrainedRun
+
+    trained = TrainedRun.load(run, root=root, enlarged_sizes=enlarged_sizes)
+    if as_stained:
+        trained.data.stain_shifts = []
+    readings = measure_adaptation(trained, split, Grid(layers, weights, shares, sizes), scored, seed=0)
+    report_adaptation(f"{run}, {split}", readings, output)
+
+
 def _race(title: str, contestants: "dict[str, Contestant]", workload: "Workload", output: Path) -> None:
     import torch
 
@@ -353,10 +396,15 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "start": benchmark_start,
     "memory": benchmark_memory,
     "slide": benchmark_slide,
+    "adaptation": benchmark_adaptation,
 }
 """The benchmarks, by the name of their command."""
 
-_SPELLED: Final = {"predict": {"run": "RUN"}, "slide": {"run": "RUN"}}
+_SPELLED: Final = {
+    "predict": {"run": "RUN"},
+    "slide": {"run": "RUN"},
+    "adaptation": {"run": "RUN", "root": "--data.root"},
+}
 
 
 @front_door

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jsonargparse.typing import PositiveInt
+
 from pcam.commands.options import warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
-from pcam.options import CheckpointName, Precision, SplitName
+from pcam.options import ADAPTED_LAYERS, Adaptation, AdaptationUnit, CheckpointName, Precision, SplitName
 from pcam.run_folder import RunFolder, run_names
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def evaluate(
     ensemble: bool = False,
     precision: Precision = "32-true",
     enlarged_sizes: list[int] | None = None,
+    adapt_bn: AdaptationUnit | None = None,
+    adapt_layers: PositiveInt = ADAPTED_LAYERS,
     root: Path | None = None,
 ) -> list[Path]:
     """Measure trained classifiers on the valid split, and on another split if asked for, and compare them.
@@ -50,6 +54,11 @@ def evaluate(
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network
             was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them. Results go to
             `<split>_at_96_128/` and so on.
+        adapt_bn: Adapt batch norm to the patches that are scored, without their labels: to "all" of the split together,
+            or to those of each "slide" or "hospital" where the data tell them, if it has 256 or more. Results go to
+            `<split>_adapted_hospital_8/` and so on, as they answer another question than those without. docs/shift.md
+            says when it helps and when it may harm.
+        adapt_layers: How many layers of batch norm are adapted, counted from the first.
         root: The folder with the data; null is the folder that each run was trained on.
 
     Returns:
@@ -64,7 +73,7 @@ def evaluate(
     from pcam.evaluation.comparison import ensemble_of
     from pcam.evaluation.measurement import Choices, measure
     from pcam.evaluation.results import write_results
-    from pcam.evaluation.tables import print_details
+    from pcam.evaluation.tables import print_details, print_origins
     from pcam.trained import TrainedRun, check_same_patches
 
     splits: list[SplitName] = ["valid"] if split == "valid" else ["valid", split]
@@ -79,6 +88,7 @@ def evaluate(
                 precision=precision,
                 reestimate_bn=reestimate_bn,
                 enlarged_sizes=enlarged_sizes,
+                adaptation=None if adapt_bn is None else Adaptation(adapt_bn, adapt_layers),
             )
             for folder in folders
         ]
@@ -97,10 +107,11 @@ def evaluate(
         choices = Choices.on(system.predictions["valid"])
         measurements = {name: measure(system.predictions[name], choices) for name in splits}
         for name, measurement in measurements.items():
-            write_results(system, name, checkpoint, choices, measurement)
+            origins = write_results(system, name, checkpoint, choices, measurement)
         results.append((system, measurements[split]))
     if len(systems) == 1:
         print_details(systems[0], choices, measurements)
+        print_origins(origins)
     else:
         _compare(results, split)
     outputs = [system.output(name) for system in systems for name in splits]

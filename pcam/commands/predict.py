@@ -5,12 +5,14 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
+
+from jsonargparse.typing import PositiveInt
 
 from pcam.atomic import is_stream
 from pcam.commands.options import BatchSize, warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
-from pcam.options import CheckpointName, Precision
+from pcam.options import ADAPTED_LAYERS, Adaptation, CheckpointName, Precision
 from pcam.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def predict(
     precision: Precision = "32-true",
     reestimate_bn: bool = False,
     enlarged_sizes: list[int] | None = None,
+    adapt_bn: Literal["all"] | None = None,
+    adapt_layers: PositiveInt = ADAPTED_LAYERS,
     root: Path | None = None,
 ) -> Path:
     """Score patches without labels. Larger images are what the command slide scores.
@@ -57,6 +61,9 @@ def predict(
             patches.
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network
             was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them.
+        adapt_bn: "all" to adapt batch norm to the inputs before scoring, without labels: for 256 patches or more that
+            are from one hospital, such as those of one slide. docs/shift.md says when it helps and when it may harm.
+        adapt_layers: How many layers of batch norm are adapted, counted from the first.
         root: The folder with the training data, which only --reestimate_bn reads; null is the folder that the run was
             trained on.
 
@@ -80,6 +87,11 @@ def predict(
             reestimate_bn=reestimate_bn,
             enlarged_sizes=enlarged_sizes,
         )
+        if adapt_bn is not None:
+            from pcam.data.inputs import sample_inputs
+            from pcam.evaluation.adaptation import MAX_PATCHES
+
+            trained.adapt_to(sample_inputs(paths, MAX_PATCHES), Adaptation(adapt_bn, adapt_layers))
         warn_of_bfloat16(trained)
         return partial(trained.logits, batch_size=batch_size)
 

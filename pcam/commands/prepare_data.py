@@ -91,35 +91,48 @@ def pack(root: Path, cache_dir: Path | None = None, deduplicate: bool = False) -
     print(_how_to_train(root, *options, *(["--data.deduplicate", "true"] if deduplicate else [])))
 
 
-def audit(root: Path, output: Path = Path("audit"), cache_dir: Path | None = None) -> None:
+def audit(roots: list[Path], output: Path = Path("audit"), cache_dir: Path | None = None) -> None:
     """Look for repeated patches, leaks between splits, conflicting labels and empty patches.
 
-    Ends with exit code 1 if patches of train, or copies of them, are in valid or test.
+    Ends with exit code 1 if patches of train, or copies of them, are in valid or test. With several folders, the first
+    is audited, and patches that are in another as well, pixel for pixel, are found.
 
     Args:
-        root: Folder with the data, in any form.
-        output: Folder for `audit.json` and `contact_sheet.png`. It must not be in `root`, where nothing is written.
+        roots: Folder with the data, in any form; then, if wanted, others.
+        output: Folder for `audit.json` and `contact_sheet.png`. It must not be in one of `roots`, where nothing is
+            written.
         cache_dir: Folder for the packed stores, 28 kB a patch; null is the user's cache folder.
 
     Raises:
-        UserError: If patches of train are in valid or test, or `output` is in `root`.
+        UserError: If patches of train are in valid or test, of the same folder or of another, or `output` is in one of
+            `roots`.
     """
-    if output.resolve().is_relative_to(expanded(root, "root").resolve()):
-        raise UserError(f"Expected a folder outside {root} for the audit, but found {output}; set --output.")
+    root, *others = roots
+    for place in roots:
+        if output.resolve().is_relative_to(expanded(place, "roots").resolve()):
+            raise UserError(f"Expected a folder outside {place} for the audit, but found {output}; set --output.")
     check_output(output / "audit.json", JSON)
     check_output(output / "contact_sheet.png", PNG)
     from rich.console import Console
 
     from pcam.data import PCamDataModule
     from pcam.data.audit import audit as audit_patches
+    from pcam.data.shared_pixels import leaks, shared_pixels, shared_table
 
-    found = audit_patches(PCamDataModule(root, cache_dir=cache_dir))
+    data = PCamDataModule(root, cache_dir=cache_dir)
+    found = audit_patches(data)
+    elsewhere = shared_pixels([data, *(PCamDataModule(other, cache_dir=cache_dir) for other in others)])
     console = Console()
-    for table in found.tables():
+    for table in [*found.tables(), *([shared_table(elsewhere)] if others else [])]:
         console.print(table)
-    found.write(output)
+    found.write(output, elsewhere)
     print(f"Wrote {output / 'audit.json'} and {output / 'contact_sheet.png'}.")
-    leak = found.leak()
+    leak, leak_elsewhere = found.leak(), leaks(elsewhere)
+    if leak_elsewhere is not None:
+        raise UserError(
+            f"Expected no patch of one folder's train in another's valid or test, but found {leak_elsewhere}; see "
+            f"{output}, and do not measure there what is trained on these."
+        )
     if leak is not None:
         raise UserError(
             f"Expected no patch of train in valid or test of {root}, but found {leak}; see {output}, and do not trust "
@@ -205,6 +218,7 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
 """The functions of this module that are commands, by name."""
 
 SPELLED: Final[Mapping[str, Mapping[str, str]]] = {
+    "audit": {"roots": "ROOT"},
     "cut": {"slides": "SLIDE", "truth": "--truth", "output": "--output"},
 }
 """Parameters of commands whose options are spelled differently from their names."""

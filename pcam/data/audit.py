@@ -6,7 +6,7 @@ Exact repeats are found by the hash of their pixels; copies that went through JP
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,7 @@ from pcam.data.datamodule import PCamDataModule
 from pcam.data.layouts import find_layout
 from pcam.data.near_repeats import MAX_DISTANCE, MIN_CONTRAST, MIN_CORRELATION, close_pairs, correlate, look_at
 from pcam.data.packed import PackedSplit
+from pcam.data.shared_pixels import SharedPixels
 from pcam.options import SPLIT_NAMES, SplitName
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
 from pcam.terminal import printable
@@ -179,11 +180,12 @@ class Audit:
             of_pairs.add_row(f"{one}, {other}", *(f"{value:,}" for value in values), _count_words(shared.slides))
         return [of_splits, of_pairs]
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, elsewhere: Sequence[SharedPixels] = ()) -> None:
         """Write `audit.json`, with every find, and `contact_sheet.png`, with the first few of each kind.
 
         Args:
             folder: Where to; made if it does not exist.
+            elsewhere: What the data set shares with others.
         """
         contents = {
             "thresholds": {
@@ -202,6 +204,7 @@ class Audit:
             "conflicting_labels": [[patch.as_dict() for patch in group] for group in self.conflicts()],
             "repeats": [[patch.as_dict() for patch in group] for group in self.repeats],
             "almost_empty": [patch.as_dict() for patch in self.almost_empty],
+            "shared_with_other_folders": [shared.as_dict() for shared in elsewhere],
         }
         with atomic_path(folder / "audit.json") as temporary:
             temporary.write_text(json.dumps(contents, indent=1))

@@ -38,6 +38,8 @@ class PCamDataModule(LightningDataModule):
             by a hash of the id. Class folders `train`, `valid` (or `val`), `test`, each with `0` and `1`, or the
             course's `train+val/train` and `train+val/valid`: images are 96x96 RGB, as jpg, jpeg, png, tif or tiff.
             Parquet files `train*.parquet`, `valid*`, `test*`, here or in `data`, with the columns `image` and `label`.
+            TensorFlow Datasets' `patch_camelyon-train.tfrecord-*` and so on. WILDS Camelyon17, its folder or the
+            parquet files of its mirror, with hospital 1 as the valid split and hospital 2 as the test split.
         batch_size: Patches a batch, at least 1, in training and evaluation. Batch norm needs at least 2.
         augmentation: How training patches are changed: "none", or "d4", one of the eight symmetries of the square
             (flips and quarter turns), drawn for each patch and each epoch.

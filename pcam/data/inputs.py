@@ -123,6 +123,26 @@ def read_inputs(paths: Iterable[Path], batch_size: int) -> Iterator[InputBatch]:
             yield from _read_hdf5(path, batch_size)
 
 
+def sample_inputs(paths: Iterable[Path], count: int) -> PatchArray:
+    """Read some of the patches, spread evenly over all of them.
+
+    Args:
+        paths: As for `count_inputs`.
+        count: How many, at most.
+
+    Returns:
+        The patches, without those that cannot be read.
+    """
+    every = -(-count_inputs(paths) // count)
+    read = [_read(path) for _, path in islice(_named_files(paths), 0, None, every)]
+    found = [_stack([patch for patch in read if not isinstance(patch, str)])]
+    for path in paths:
+        if _is_hdf5(path):
+            with _open_hdf5(path) as patches:
+                found += [read_rows(patches, path, row, row + 1) for row in range(0, len(patches), every)]
+    return np.concatenate(found)
+
+
 def _only_path(paths: Iterable[Path]) -> Path | None:
     first_two = list(islice(paths, 2))
     return first_two[0] if len(first_two) == 1 else None

@@ -29,6 +29,7 @@ from pcam.data.layouts.hdf5 import find_array
 from pcam.data.locks import only_one
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import NO_ROOM, UserError
+from pcam.options import ORIGINS, Origin
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
 from pcam.terminal import printable
 
@@ -140,8 +141,17 @@ class PackedSplit:
 
     def slides(self) -> list[str] | None:
         """Read the name of the slide that each row is from; None if the data set does not tell."""
-        slides = [os.fsdecode(name) for name in self._column("slides")]
-        return slides if any(slides) else None
+        return self.origins().get("slide")
+
+    def origins(self) -> dict[Origin, list[str]]:
+        """Read where each row is from: the names of slides, patients and hospitals, as far as the data set tells."""
+        held = self._held_columns()
+        found = {
+            origin: [os.fsdecode(name) for name in self._column(f"{origin}s")]
+            for origin in ORIGINS
+            if f"{origin}s" in held
+        }
+        return {origin: names for origin, names in found.items() if any(names)}
 
     def pixel_hashes(self) -> list[str]:
         """Read the SHA-1 of the pixels of each row, in hexadecimal; identical pixels have the same one."""
@@ -175,8 +185,12 @@ class PackedSplit:
             found = "other labels"
         if found:
             raise UserError(f"Expected in {self.path} what was packed, but found {found}; {DELETE}.")
-        for name in ("ids", "slides"):  # HDF5 compares their checksums
+        for name in self._held_columns() & {"ids", *(f"{origin}s" for origin in ORIGINS)}:  # HDF5 compares checksums
             self._column(name)
+
+    def _held_columns(self) -> set[str]:
+        with h5py.File(self.path, "r") as file:
+            return set(file)
 
     def _column(self, name: str) -> NDArray[np.uint8]:
         try:
@@ -337,6 +351,8 @@ def _write_sorted(
         file.attrs["conflicts_dropped"] = conflicts
         slides = [""] * len(labels) if split.slides is None else split.slides
         columns = {"labels": labels, "sha1": hashes, "ids": _encoded(split.ids), "slides": _encoded(slides)}
+        known = {"patients": split.patients, "hospitals": split.hospitals}
+        columns |= {name: _encoded(names) for name, names in known.items() if names is not None}
         for name, values in columns.items():
             file.create_dataset(name, data=values[order], fletcher32=True)
         patches = file.create_dataset("patches", shape=(len(order), *PATCH_SHAPE), dtype=np.uint8)

@@ -167,14 +167,7 @@ def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
                 f"{len(second.ids):,} of which {len(first.ids) - len(missing):,} have the same id; compare predictions "
                 f"of one split of the same data."
             )
-        rows = [places[patch_id] for patch_id in first.ids]
-        second = Predictions(
-            first.ids,
-            second.labels[rows],
-            second.logits[rows],
-            [second.groups[row] for row in rows],
-            None if second.slides is None else [second.slides[row] for row in rows],
-        )
+        second = second.subset(np.array([places[patch_id] for patch_id in first.ids]))
     different = np.flatnonzero(
         (first.labels != second.labels) | (np.asarray(first.groups) != np.asarray(second.groups))
     )
@@ -194,12 +187,14 @@ class MeanOverSeeds:
     Args:
         names: The names of the runs.
         auroc: The mean AUROC; its interval is for other patches and other seeds.
-        metrics: The mean of each other metric.
+        metrics: The mean of each other metric. That of `accuracy`, at a score of 0.5, is what WILDS reports.
+        deviations: The standard deviation of each of these over the seeds.
     """
 
     names: list[str]
     auroc: Inference
     metrics: dict[str, float]
+    deviations: dict[str, float]
 
 
 def mean_over_seeds(results: Sequence[tuple[System, Measurement]], split: SplitName) -> MeanOverSeeds | None:
@@ -219,11 +214,12 @@ def mean_over_seeds(results: Sequence[tuple[System, Measurement]], split: SplitN
     if not are_seeds([system.run for system, _ in seeds]) or not 0 < labels.sum() < len(labels):
         return None
     logits = np.stack([predicted.logits.astype(np.float64) for predicted in predictions])
+    others = {
+        name: np.array([measurement.metrics[name].value for _, measurement in seeds]) for name in ("accuracy", "loss")
+    }
     return MeanOverSeeds(
         names=[system.name for system, _ in seeds],
         auroc=infer_arm(*delong_covariance(labels, logits, predictions[0].units)),
-        metrics={
-            name: float(np.mean([measurement.metrics[name].value for _, measurement in seeds]))
-            for name in ("accuracy", "loss")
-        },
+        metrics={name: float(values.mean()) for name, values in others.items()},
+        deviations={name: float(values.std(ddof=1)) for name, values in others.items()},
     )

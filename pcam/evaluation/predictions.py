@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from torch import Tensor
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.statistics import independent_units
+from pcam.options import ORIGINS, Origin
 from pcam.patches import Labels
 
 _REQUIRED_COLUMNS: Final = ("id", "label", "logit", "group")
@@ -34,6 +35,8 @@ class Predictions:
         groups: The group of identical patches that each patch belongs to. As the data name it, this is the SHA-1 of
             the patch's pixels in hexadecimal.
         slides: The slide of each patch, empty where it is not known; None if no slide is known.
+        patients: The patient of each patch, in the same way.
+        hospitals: The hospital of each patch, in the same way.
 
     Examples:
         >>> import numpy as np
@@ -53,6 +56,33 @@ class Predictions:
     logits: NDArray[np.float32]
     groups: list[str]
     slides: list[str] | None = None
+    patients: list[str] | None = None
+    hospitals: list[str] | None = None
+
+    @property
+    def origins(self) -> dict[Origin, list[str]]:
+        """Where each patch is from, as far as it is known."""
+        found: dict[Origin, list[str] | None] = {
+            "slide": self.slides, "patient": self.patients, "hospital": self.hospitals,
+        }  # fmt: skip
+        return {origin: names for origin, names in found.items() if names is not None}
+
+    def subset(self, rows: NDArray[np.int64]) -> "Predictions":
+        """Take the predictions of some patches.
+
+        Args:
+            rows: The numbers of their rows, in the order that is wanted.
+
+        Returns:
+            The predictions.
+        """
+        return Predictions(
+            [self.ids[row] for row in rows],
+            self.labels[rows],
+            self.logits[rows],
+            [self.groups[row] for row in rows],
+            **{f"{origin}s": [names[row] for row in rows] for origin, names in self.origins.items()},
+        )
 
     @property
     def units(self) -> list[str]:
@@ -70,7 +100,7 @@ class Predictions:
         return torch.from_numpy(self.scores), torch.from_numpy(self.labels.astype(np.int64))
 
     def write(self, path: Path, *, compact: bool = False) -> None:
-        """Write a CSV with the columns id, label, logit, score, group and, where slides are known, slide.
+        """Write a CSV with the columns id, label, logit, score, group and, where known, slide, patient and hospital.
 
         `read` gives back every bit of the logits, and the same predictions always give the same bytes.
 
@@ -81,14 +111,13 @@ class Predictions:
                 float32, and to leave out the column score, which follows from the logit. Otherwise the rows are in the
                 order of the ids, where a reader finds a patch.
         """
-        columns = {"id": self.ids, "label": self.labels}
+        columns: dict[str, Any] = {"id": self.ids, "label": self.labels}
         if compact:
             columns["logit"] = [f"{logit:.9g}" for logit in self.logits]
         else:
             columns |= {"logit": self.logits.astype(np.float64), "score": self.scores}
         columns["group"] = self.groups
-        if self.slides is not None:
-            columns["slide"] = self.slides
+        columns.update(self.origins)
         table = pd.DataFrame(columns)
         text = (table if compact else table.sort_values("id", kind="stable")).to_csv(index=False)
         content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
@@ -136,7 +165,7 @@ class Predictions:
             table["label"].to_numpy(dtype=np.str_).astype(np.uint8),
             logits,
             table["group"].tolist(),
-            table["slide"].tolist() if "slide" in table else None,
+            *(table[origin].tolist() if origin in table else None for origin in ORIGINS),
         )
 
 

@@ -26,10 +26,11 @@ from pcam.evaluation.figures import (
     score_histogram_figure,
 )
 from pcam.evaluation.measurement import Choices, Estimate, Measurement
+from pcam.evaluation.origins import OriginResult, measure_origins, origin_figure, spread_record, write_origins
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.sheets import patch_grid
 from pcam.evaluation.statistics import LEVEL, RESAMPLES, SEED, Interval
-from pcam.options import CheckpointName, SplitName
+from pcam.options import CheckpointName, Origin, SplitName
 
 WORST_PATCHES: Final = 16
 """The number of patches of each class in the figure of the worst mistakes."""
@@ -37,7 +38,7 @@ WORST_PATCHES: Final = 16
 
 def write_results(
     system: System, split: SplitName, checkpoint: CheckpointName, choices: Choices, measurement: Measurement
-) -> None:
+) -> dict[Origin, list[OriginResult]]:
     """Write all results of one system on one split to its folder.
 
     Args:
@@ -46,10 +47,15 @@ def write_results(
         checkpoint: The checkpoint that the weights are from.
         choices: The temperature and the thresholds.
         measurement: The metrics of the system on the split.
+
+    Returns:
+        How well the system does on each slide, patient and hospital, as far as the data tell them.
     """
     output, predictions, store = system.output(split), system.predictions[split], system.stores[split]
     (output / "metrics.json").unlink(missing_ok=True)
     predictions.write(output / "predictions.csv")
+    origins = measure_origins(predictions, choices)
+    write_origins(origins, output)
     scalars = {name: estimate.value for name, estimate in measurement.metrics.items()}
     scalars |= dict(zip(["auroc_low", "auroc_high"], measurement.metrics["auroc"].interval, strict=True))
     for point, decisions in measurement.operating_points.items():
@@ -58,7 +64,9 @@ def write_results(
         after = measurement.rescaled
         scalars |= {"temperature": choices.temperature}
         scalars |= {"calibrated/loss": after.loss, "calibrated/expected_calibration_error": after.error}
-    _write_figures(output, f"evaluation/{split}", _figures(system, split, choices, measurement), scalars, system.step)
+    figures = _figures(system, split, choices, measurement)
+    figures |= {f"by_{origin}": origin_figure(results, origin) for origin, results in origins.items()}
+    _write_figures(output, f"evaluation/{split}", figures, scalars, system.step)
     record = {
         "split": split,
         "classifier": system.name,
@@ -78,6 +86,7 @@ def write_results(
             }
             for name, point in measurement.operating_points.items()
         },
+        "origins": {origin: spread_record(results) for origin, results in origins.items()},
         "calibration": {
             "bins": CALIBRATION_BINS,
             "temperature": _number_or_none(choices.temperature),
@@ -95,6 +104,7 @@ def write_results(
     # Written last: the presence of this file says that all the others are there.
     with atomic_path(output / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
+    return origins
 
 
 def write_comparison(
@@ -143,6 +153,7 @@ def write_comparison(
             "auroc": mean.auroc.estimate,
             "interval": [_number_or_none(end) for end in mean.auroc.interval()],
             **mean.metrics,
+            "standard_deviations": {name: _number_or_none(value) for name, value in mean.deviations.items()},
         },
     }
     with atomic_path(output / "comparison.json") as temporary:

@@ -17,9 +17,11 @@ from pcam.evaluation.comparison import Comparison, MeanOverSeeds, System
 from pcam.evaluation.explain import CHANCE, CentreShare
 from pcam.evaluation.figures import POINT_NAMES, interval_words
 from pcam.evaluation.measurement import Choices, Estimate, Measurement
+from pcam.evaluation.origins import MIN_PATCHES, OriginResult, Spread
 from pcam.evaluation.results import calibration_numbers
-from pcam.options import SplitName
+from pcam.options import Origin, SplitName
 from pcam.patches import CLASS_NAMES
+from pcam.terminal import printable
 
 CALIBRATION_WORDS: Final = {
     "loss": "NLL in nats",
@@ -78,6 +80,48 @@ def print_details(system: System, choices: Choices, measurements: Mapping[SplitN
     console.print(table)
 
 
+WORST_ROWS: Final = 8
+"""How many slides, patients or hospitals a table shows: those with the lowest accuracy."""
+
+
+def print_origins(origins: Mapping[Origin, Sequence[OriginResult]]) -> None:
+    """Print how well a classifier does on slides, patients and hospitals, as far as they are known.
+
+    Args:
+        origins: The results on one split.
+    """
+    console = Console()
+    for origin, results in origins.items():
+        spreads = {metric: Spread.of(results, metric) for metric in ("auroc", "accuracy")}
+        said = [
+            f"{metric}: worst {getattr(spread.worst, metric).value:.4f} ({escape(printable(spread.worst.name))})"
+            + ("" if math.isnan(spread.deviation) else f", standard deviation {spread.deviation:.4f}")
+            for metric, spread in spreads.items()
+            if spread.worst is not None
+        ]
+        table = Table(
+            title=f"By {origin}: the {min(WORST_ROWS, len(results))} of {len(results):,} with the lowest accuracy at "
+            f"the threshold of valid;\naccuracy at a score of 0.5; mean score and calibration error",
+            caption="\n".join([*said, f"of those with {MIN_PATCHES} patches or more"]) if said else None,
+        )
+        table.add_column(origin, overflow="fold")
+        for heading in ("patches", "tumour", "auroc", "accuracy", "at 0.5", "score", "error"):
+            table.add_column(heading, justify="right")
+        for result in sorted(results, key=lambda result: result.accuracy.value)[:WORST_ROWS]:
+            one_class = np.array([round(result.tumour)], dtype=np.uint8)
+            table.add_row(
+                escape(printable(result.name)),
+                f"{result.patches:,}",
+                f"{result.tumour:.1%}",
+                _words(result.auroc, one_class),
+                _words(result.accuracy, one_class),
+                f"{result.accuracy_at_half:.4f}",
+                f"{result.mean_score:.3f}",
+                f"{result.calibration_error:.3f}",
+            )
+        console.print(table)
+
+
 def print_comparison(
     split: SplitName,
     results: Sequence[tuple[System, Measurement]],
@@ -103,7 +147,8 @@ def print_comparison(
     if mean is not None:
         words = f"{mean.auroc.estimate:.4f} ({interval_words(mean.auroc.interval())})"
         label = f"mean of {len(mean.names)} seeds; the interval is for other patches and other seeds"
-        table.add_row("", label, words, *(f"{value:.4f}" for value in mean.metrics.values()))
+        spreads = [f"{value:.4f} ± {mean.deviations[name]:.4f}" for name, value in mean.metrics.items()]
+        table.add_row("", label, words, *spreads)
     console.print(table)
     table = Table("pair", title="Differences in AUROC; DeLong's p is not corrected for the number of pairs")
     table.add_column("first - second", justify="right", no_wrap=True)

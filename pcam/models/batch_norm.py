@@ -1,6 +1,7 @@
-"""Batch norm's running statistics: read, replaced, and estimated anew from patches."""
+"""Batch norm's running statistics: read, replaced, estimated anew, and adapted to patches from elsewhere."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Final
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pcam.errors import UserError
+from pcam.models.enlarged import enlarged_part
+from pcam.options import Adaptation
 from pcam.patches import Patches
 
 REESTIMATION_PATCHES: Final = 10_000
@@ -72,7 +75,6 @@ def write_statistics(layers: Sequence[_BatchNorm], statistics: Statistics) -> No
         buffer.copy_(values)
 
 
-@torch.no_grad()
 def reestimate_batch_norm(network: nn.Module, batches: Iterable[Patches]) -> None:
     """Replace the running mean and variance of batch norm by their averages over batches, each counting alike.
 
@@ -90,7 +92,89 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Patches]) -> Non
 
     Source: Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm" (their PreciseBN).
     """
-    layers = learning_layers(network)
+    _estimate(network, learning_layers(network), batches)
+
+
+def adapt_batch_norm(network: nn.Module, batches: Iterable[Patches], adaptation: Adaptation) -> nn.Module:
+    """Copy a network, and adapt the first layers of batch norm in the copy to patches, which need no labels.
+
+    Another hospital stains and scans differently, which shifts what the first layers compute. There the running
+    statistics of training are replaced by those of the patches, or by a mean of both. The statistics of later layers
+    depend on how many patches show tumour, so adapting them takes a lack of tumour for a difference in staining.
+
+    Args:
+        network: Left as it is.
+        batches: Patches that are from one hospital or slide, mixed at random and as many in each batch, on the
+            network's device.
+        adaptation: How many layers are adapted (of a network that sees patches enlarged, at each size), and how much.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        UserError: If the network has no batch norm, or the number of layers or the weight is none that there can be.
+
+    Source: Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", for
+    the mean of both statistics. They adapt all layers.
+    """
+    copy = deepcopy(network).eval()
+    layers = first_layers(copy, adaptation.layers)
+    trained = read_statistics(layers)
+    _estimate(copy, layers, batches)
+    blend_statistics(layers, trained, read_statistics(layers), adaptation.weight)
+    return copy
+
+
+def first_layers(network: nn.Module, count: int) -> list[_BatchNorm]:
+    """Find the first layers of batch norm, frozen or not, in the order in which the network lists its parts.
+
+    Args:
+        network: A network.
+        count: How many, at least 1; all, if there are fewer. Of a network that sees patches enlarged, at each size.
+
+    Returns:
+        The layers.
+
+    Raises:
+        UserError: If there are none, or `count` is below 1.
+    """
+    if count < 1:
+        raise UserError(f"Expected to adapt at least 1 layer of batch norm, but found {count}; raise it.")
+    enlarged = enlarged_part(network)
+    at_larger_sizes = [] if enlarged is None else list(enlarged.features)
+    apart = {module for part in at_larger_sizes for module in part.modules()}
+    layers = []
+    for part in [network, *at_larger_sizes]:
+        found = [module for module in part.modules() if isinstance(module, _BatchNorm)]
+        layers += [layer for layer in found if part is not network or layer not in apart][:count]
+    if not layers:
+        raise UserError(
+            f"Expected a network with batch norm, whose statistics can be adapted, but {type(network).__name__} has "
+            f"none; leave the adaptation out."
+        )
+    return layers
+
+
+def blend_statistics(layers: Sequence[_BatchNorm], trained: Statistics, found: Statistics, weight: float) -> None:
+    """Give layers a weighted mean of two statistics.
+
+    Args:
+        layers: Changed in place.
+        trained: The statistics of training.
+        found: Those of other patches.
+        weight: The share of `found`, 0 to 1.
+
+    Raises:
+        UserError: If the weight is not between 0 and 1.
+    """
+    if not 0 <= weight <= 1:
+        raise UserError(f"Expected the weight of an adaptation to be from 0 to 1, but found {weight}; correct it.")
+    write_statistics(layers, torch.lerp(trained, found, weight))
+
+
+@torch.no_grad()
+def _estimate(network: nn.Module, layers: Sequence[_BatchNorm], batches: Iterable[Patches]) -> None:
+    """Replace the running statistics of some layers by their averages over batches, as `reestimate_batch_norm` does."""
     modes = {module: module.training for module in network.modules()}
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     network.eval()

@@ -11,7 +11,7 @@ from torch import nn
 from pcam.models.engine import compiled
 from pcam.models.enlarged import at_sizes
 from pcam.models.symmetry import SymmetryAverage
-from pcam.options import Precision
+from pcam.options import Adaptation, Precision
 from pcam.patches import Logits, Patches
 
 CPU_VIEWS: Final = 64
@@ -28,6 +28,7 @@ class EvaluationSettings:
         reestimate_bn: Whether batch norm's running statistics are estimated again, on un-augmented training patches.
         enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network was
             trained with; None is all of them.
+        adaptation: How the network is adapted to the patches that it scores; None leaves it as it was trained.
 
     Examples:
         >>> from pcam.models.inference import EvaluationSettings
@@ -39,6 +40,7 @@ class EvaluationSettings:
     precision: Precision = "32-true"
     reestimate_bn: bool = False
     enlarged_sizes: Sequence[int] | None = None
+    adaptation: Adaptation | None = None
 
     @property
     def suffix(self) -> str:
@@ -49,7 +51,8 @@ class EvaluationSettings:
             "_bf16": self.precision == "bf16-mixed",
             f"_at_{'_'.join(map(str, [96, *(self.enlarged_sizes or ())]))}": self.enlarged_sizes is not None,
         }
-        return "".join(part for part, applies in parts.items() if applies)
+        adapted = "" if self.adaptation is None else self.adaptation.suffix
+        return "".join(part for part, applies in parts.items() if applies) + adapted
 
     @property
     def words(self) -> list[str]:
@@ -61,7 +64,8 @@ class EvaluationSettings:
             "bf16": self.precision == "bf16-mixed",
             f"at {sizes} pixels": self.enlarged_sizes is not None,
         }
-        return [word for word, applies in words.items() if applies]
+        adapted = [] if self.adaptation is None else [str(self.adaptation)]
+        return [word for word, applies in words.items() if applies] + adapted
 
     def network(self, trained: nn.Module) -> nn.Module:
         """Make the network whose logits these settings ask for, with gradients and in the precision of the weights.

@@ -10,9 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pcam.data.stain import scale_stains
 from pcam.options import SplitName
 from pcam.patches import PatchArray
 
@@ -95,6 +97,64 @@ def write_parquet(root: Path, patches: Patches) -> None:
             name = f"{'validation' if split == 'valid' else split}-{part:05d}-of-{parts:05d}.parquet"
             half = -(-len(rows) // parts)
             pd.DataFrame(rows[part * half : (part + 1) * half]).to_parquet(root / "data" / name, row_group_size=7)
+
+
+HOSPITAL_STAINS = {0: (1.0, 1.0), 1: (1.3, 1.0), 2: (0.7, 1.2), 3: (1.0, 0.7), 4: (0.8, 0.8)}
+"""How much haematoxylin and eosin each hospital of Camelyon17 uses here, compared with what the patches have."""
+
+
+def camelyon17_table(labels: NDArray[np.uint8]) -> pd.DataFrame:
+    """Rows of WILDS's metadata.csv: the hospitals take turns, each has two patients with a slide, and of hospitals 0, 3
+    and 4 every fourth patch is of id_val."""
+    index = np.arange(len(labels))
+    center, turn = index % 5, index // 5
+    patient, node = 20 * center + turn % 2, turn % 2 + 1
+    return pd.DataFrame(
+        {
+            "patient": [f"{number:03d}" for number in patient], "node": node, "x_coord": 96 * index, "y_coord": 7,
+            "tumor": labels, "slide": 2 * center + turn % 2, "center": center, "split": (turn % 4 == 3).astype(int),
+        }
+    )  # fmt: skip
+
+
+def camelyon17_images(images: PatchArray, table: pd.DataFrame) -> list[Image.Image]:
+    """The patches as the hospitals would have stained them, with an alpha channel, as WILDS has them."""
+    factors = torch.tensor([(*HOSPITAL_STAINS[center], 1.0) for center in table["center"]])
+    stained = scale_stains(torch.from_numpy(images).permute(0, 3, 1, 2), factors).round().to(torch.uint8)
+    return [Image.fromarray(image).convert("RGBA") for image in stained.permute(0, 2, 3, 1).numpy()]
+
+
+def write_camelyon17(root: Path, images: PatchArray, labels: NDArray[np.uint8]) -> pd.DataFrame:
+    """As WILDS unpacks it; returns the table, with the name of each file."""
+    table = camelyon17_table(labels)
+    base = root / "camelyon17_v1.0"
+    base.mkdir(parents=True)
+    (base / "RELEASE_v1.0.txt").write_text("")
+    table.to_csv(base / "metadata.csv")
+    slides = [f"patient_{patient}_node_{node}" for patient, node in zip(table["patient"], table["node"], strict=True)]
+    names = [f"{slide}/patch_{slide}_x_{x}_y_7.png" for slide, x in zip(slides, table["x_coord"], strict=True)]
+    for image, name in zip(camelyon17_images(images, table), names, strict=True):
+        (base / "patches" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(base / "patches" / name, compress_level=0)
+    return table.assign(name=names)
+
+
+def write_camelyon17_parquet(root: Path, images: PatchArray, labels: NDArray[np.uint8]) -> pd.DataFrame:
+    """As the mirror on the Hugging Face hub has it, whose validation mixes id_val and hospital 1."""
+    table = camelyon17_table(labels)
+    rows = table.rename(columns={"tumor": "label"}).assign(
+        patient=table["patient"].astype(int),
+        image=[{"bytes": encode(np.asarray(image)), "path": None} for image in camelyon17_images(images, table)],
+    )
+    held = (table["center"] == 1) | ((table["split"] == 1) & (table["center"] != 2))
+    (root / "data").mkdir(parents=True)
+    columns = ["image", "label", "center", "patient", "node", "slide"]
+    for name, of_file in {"validation": held, "test": table["center"] == 2}.items():
+        rows.loc[of_file, columns].to_parquet(root / "data" / f"{name}-00000-of-00001.parquet", row_group_size=7)
+    train = rows.loc[~held & (table["center"] != 2), columns]
+    for part, of_part in enumerate((train[:9], train[9:])):
+        of_part.to_parquet(root / "data" / f"train-{part:05d}-of-00002.parquet", row_group_size=4)
+    return table
 
 
 def encode(image: NDArray[np.uint8], image_format: str = "png") -> bytes:

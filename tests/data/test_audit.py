@@ -291,6 +291,40 @@ def test_the_data_folder_stays_untouched(root: Path, capsys: pytest.CaptureFixtu
     assert not (root / "audit").exists()
 
 
+def test_patches_that_another_folder_has_too_are_found_by_their_pixels(
+    root: Path, painted: dict[str, list[tuple[Pixels, int]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    for index, (patch, label) in enumerate(iterate_patches(8, seed=4, stream=0)):
+        plant(other, f"{'train' if index < 4 else 'test'}/{label}/{index}", patch)
+    first, second = painted["valid"][:2]
+    plant(other, f"test/{first[1]}/same", first[0])
+    plant(other, f"test/{1 - second[1]}/relabelled", second[0])
+    arguments = [
+        "audit",
+        str(root),
+        str(other),
+        "--output",
+        str(tmp_path / "found"),
+        "--cache_dir",
+        str(tmp_path / "c"),
+    ]
+    prepare_data(arguments)  # valid and test of two folders: no leak
+    contents = json.loads((tmp_path / "found" / "audit.json").read_text())["shared_with_other_folders"]
+    assert [(pair["splits"], pair["identical"], pair["conflicts"]) for pair in contents if pair["identical"]] == [
+        (["valid", "test"], 2, 1)
+    ]
+    assert sorted(found for _, found in contents[3]["ids"]) == sorted(
+        [f"test/{first[1]}/same.png", f"test/{1 - second[1]}/relabelled.png"]
+    )
+    trained, label = painted["train"][3]
+    plant(other, f"test/{label}/learnt", trained)
+    with pytest.raises(SystemExit) as ended:
+        prepare_data(arguments)
+    assert ended.value.code == 1
+    assert f"found 1 identical patches in train of {root} and test of {other}; see" in capsys.readouterr().err
+
+
 @pytest.mark.real_data
 def test_real_patches_repeat_within_splits_but_not_across(real_data: Path, tmp_path: Path) -> None:
     found = audit(PCamDataModule(real_data / "pcam", cache_dir=tmp_path))

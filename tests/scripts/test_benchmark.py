@@ -286,7 +286,7 @@ def test_a_contestant_that_fails_ends_the_race(
         race({"one": contestant}, 1, torch.device("cpu"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["data", "train", "evaluate", "memory", "slide"])
+@pytest.mark.parametrize("name", ["data", "train", "evaluate", "memory", "slide", "adaptation"])
 def test_help_explains_each_option_and_describes_the_benchmark_once(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

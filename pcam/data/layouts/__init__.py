@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from pcam.data.files import require_root
+from pcam.data.layouts.camelyon17 import Camelyon17
+from pcam.data.layouts.camelyon17_parquet import Camelyon17Parquet
 from pcam.data.layouts.folders import ClassFolders, CourseFolders
 from pcam.data.layouts.form import Form, Layout, Portion, Split, SplitFiles
 from pcam.data.layouts.images import pixel_hash, read_image
@@ -14,6 +16,7 @@ from pcam.data.layouts.kaggle import Kaggle
 from pcam.data.layouts.official import Official
 from pcam.data.layouts.parquet import Parquet
 from pcam.data.layouts.tables import listed
+from pcam.data.layouts.tfds import Tfds
 from pcam.errors import UserError
 
 __all__ = ["FORMS", "Form", "Layout", "Portion", "Split", "SplitFiles", "find_layout", "pixel_hash", "read_image"]
@@ -24,6 +27,9 @@ FORMS: Final[tuple[Form, ...]] = (
     ClassFolders(),
     CourseFolders(),
     Parquet(),
+    Tfds(),
+    Camelyon17(),
+    Camelyon17Parquet(),
 )
 """All forms. The table in the README lists them too, and a test compares the two."""
 

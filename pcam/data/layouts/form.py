@@ -47,11 +47,15 @@ class Split(ABC):
         ids: A name for each patch, unique in the split.
         labels: Shape (patches,), 0 or 1; both occur.
         slides: The name of the slide that each patch is from, if that is known.
+        patients: The name of the patient that each patch is from, if that is known.
+        hospitals: The name of the hospital that each patch is from, if that is known.
     """
 
     ids: Sequence[str]
     labels: NDArray[np.uint8]
     slides: Sequence[str] | None = None
+    patients: Sequence[str] | None = None
+    hospitals: Sequence[str] | None = None
 
     @abstractmethod
     def portions(self, count: int) -> Iterator[Portion]:

@@ -65,12 +65,13 @@ def image_files(folder: Path) -> list[tuple[str, os.stat_result]]:
     return sorted(images)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, *, drop_alpha: bool = False) -> NDArray[np.uint8]:
     """Decode one image file.
 
     Args:
         path: A JPEG, PNG, TIFF or WebP file of 96x96 pixels in 8-bit RGB. An alpha channel is dropped if it is opaque
             everywhere.
+        drop_alpha: Whether it is dropped in any case.
 
     Returns:
         Shape (96, 96, 3), values 0..255, as they are stored: a note to turn the picture is not followed.
@@ -79,15 +80,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         UserError: If the file cannot be read, or is of another size or kind.
     """
     require_file(path, "an image")  # to open a named pipe would wait for ever
-    return decode_image(path, str(path))
+    return decode_image(path, str(path), drop_alpha=drop_alpha)
 
 
-def decode_image(source: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
+def decode_image(source: Path | io.BytesIO, where: str, *, drop_alpha: bool = False) -> NDArray[np.uint8]:
     """Decode one image, as `read_image`, from a file or from memory.
 
     Args:
         source: The image.
         where: What messages call it.
+        drop_alpha: Whether an alpha channel is dropped even where it is not opaque.
 
     Returns:
         Shape (96, 96, 3), values 0..255.
@@ -109,7 +111,7 @@ def decode_image(source: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
     opaque = pixels[..., 3:].min(initial=255) == 255 and not (
         isinstance(transparent, tuple) and (pixels == np.array(transparent)).all(axis=-1).any()
     )
-    if not opaque:
+    if not opaque and not drop_alpha:
         raise UserError(
             f"Expected patches in 8-bit RGB, but {where} has pixels that are transparent; convert it or remove it."
         )
@@ -177,14 +179,16 @@ class ImageFiles(Portion):
     Args:
         root: The folder.
         names: The files, as paths below it.
+        drop_alpha: Whether an alpha channel is dropped even where it is not opaque.
     """
 
     root: Path
     names: Sequence[str]
+    drop_alpha: bool = False
 
     def decode(self) -> PatchArray:
         """Decode each file."""
-        return np.stack([read_image(self.root / name) for name in self.names])
+        return np.stack([read_image(self.root / name, drop_alpha=self.drop_alpha) for name in self.names])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,15 +198,17 @@ class ImageSplit(Split):
     Args:
         root: The folder.
         names: The file of each patch, as a path below it.
+        drop_alpha: Whether an alpha channel is dropped even where it is not opaque.
     """
 
     root: Path
     names: Sequence[str]
+    drop_alpha: bool = False
 
     def portions(self, count: int) -> Iterator[ImageFiles]:
         """Go through the files."""
         for start in range(0, len(self.names), count):
-            yield ImageFiles(self.root, self.names[start : start + count])
+            yield ImageFiles(self.root, self.names[start : start + count], self.drop_alpha)
 
 
 def pixel_hash(patch: NDArray[np.uint8]) -> bytes:
