@@ -46,12 +46,15 @@ class Arm:
         overrides: Options of training that differ from the config, such as `trainer.max_steps: 13500`.
         batch_norm_readings: Whether to evaluate the network with three kinds of batch-norm statistics; it must have
             batch norm that is not frozen. If false, it is evaluated as it was trained.
+        seeds: The random seeds that this arm is trained with, as for an arm that takes very long; null takes those of
+            the study.
     """
 
     label: str
     config: Path
     overrides: dict[str, Override] = field(default_factory=dict)
     batch_norm_readings: bool = False
+    seeds: Sequence[int] | None = None
 
     def options(self) -> dict[str, Override]:
         """Read everything that decides the arm: the options of its config with the overrides, by dotted name.
@@ -205,7 +208,8 @@ class Plan:
         name: The name of the study, which is also that of its folder.
         title: The title of the report.
         split: The split of the data that every run is measured on: "valid", or "test" for a final report.
-        seeds: The random seeds that every arm is trained with, one run each; several show how far chance goes.
+        seeds: The random seeds that every arm is trained with unless it has its own, one run each; several show how far
+            chance goes. Two arms are compared at the seeds that both have.
         arms: The conditions that are compared, by name.
         questions: What the study asks, fixed before anything runs; p-values are corrected for their number.
         published: What a publication reports of arms, by the name of the arm; empty if there is none.
@@ -248,8 +252,9 @@ class Plan:
                 f"Expected published values of each arm of a published table, but found none of "
                 f"{', '.join(unpublished)}; add them to `published` in the study's YAML."
             )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"Expected seeds that differ, at least one, but found {list(self.seeds)}.")
+        for seeds in (self.seeds, *map(self.seeds_of, self.arms)):
+            if not seeds or len(set(seeds)) < len(seeds):
+                raise UserError(f"Expected seeds that differ, at least one, but found {list(seeds)}.")
         for question in self.questions:
             if question.margin is not None if question.test == "difference" else not (question.margin or 0) > 0:
                 raise UserError(
@@ -271,6 +276,11 @@ class Plan:
                 f"'{reading}', but it has none; correct the study's YAML."
             )
 
+    def seeds_of(self, arm: str) -> Sequence[int]:
+        """Look up the seeds that an arm is trained with."""
+        own = self.arms[arm].seeds
+        return self.seeds if own is None else own
+
     def runs(self) -> list[Run]:
         """List all runs, the shortest first, so that a study that is stopped early has the most answers.
 
@@ -278,7 +288,9 @@ class Plan:
             UserError: If an arm has no number of steps.
         """
         steps = {name: arm.max_steps(name) for name, arm in self.arms.items()}
-        return sorted((Run(arm, seed) for seed in self.seeds for arm in self.arms), key=lambda run: steps[run.arm])
+        places = [(place, Run(arm, seed)) for arm in self.arms for place, seed in enumerate(self.seeds_of(arm))]
+        # The first seed of each arm before the second of any; `sorted` keeps the order of the arms.
+        return [run for _, run in sorted(places, key=lambda found: (steps[found[1].arm], found[0]))]
 
 
 def _check_name(kind: str, name: str) -> None:

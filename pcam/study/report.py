@@ -72,15 +72,17 @@ class Picture:
     alternative: str
 
 
-def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
+def write_report(plan: Plan, folder: StudyFolder, page: Path | None = None) -> list[Path]:
     """Write `report.html`, `report.md`, the tables as CSV and the figures.
 
     Args:
         plan: The study.
-        folder: The folder of the study, whose runs are read and whose report is written.
+        folder: The folder of the study, whose results are read and whose report is written.
+        page: Where else to write the Markdown page; its figures go into the folder `images` beside it, under the name
+            of the page and their own.
 
     Returns:
-        The paths of the two pages.
+        The paths of the pages.
 
     Raises:
         UserError: If no run is done, if one was trained with other options than its arm has, or if runs were trained
@@ -97,14 +99,22 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
             table.to_csv(temporary, index=False)
     pictures = _pictures(plan, results, answers)
     sources = {_picture_path(picture): _save(picture, folder.report) for picture in pictures}
-    page = render_markdown(
+    text = render_markdown(
         "report.md.j2", _context(plan, folder, results, answers, lags, words, pictures, list(tables))
     )
-    contents = {"report.html": render_html(plan.title, page, sources), "report.md": page}
-    for name, content in contents.items():
-        with atomic_path(folder.report / name) as temporary:
+    html = render_html(plan.title, text, {name: _data_uri(source) for name, source in sources.items()})
+    pages = {folder.report / "report.html": html, folder.report / "report.md": text}
+    if page is not None:
+        for name, source in sources.items():
+            published = f"images/{page.stem}_{Path(name).name}"
+            text = text.replace(f"]({name})", f"]({published})")
+            with atomic_path(page.parent / published) as temporary:
+                temporary.write_bytes(source)
+        pages[page] = text
+    for path, content in pages.items():
+        with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return [folder.report / name for name in contents]
+    return list(pages)
 
 
 def _context(
@@ -358,8 +368,8 @@ def _picture_path(picture: Picture) -> str:
     return f"figures/{picture.name}.svg"
 
 
-def _save(picture: Picture, folder: Path) -> str:
-    """Write a figure as SVG and PNG; return the SVG as a data URI."""
+def _save(picture: Picture, folder: Path) -> bytes:
+    """Write a figure as SVG and PNG; return the SVG."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": picture.name}):  # else matplotlib draws new names of its parts each time
         picture.figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -368,4 +378,8 @@ def _save(picture: Picture, folder: Path) -> str:
         temporary.write_bytes(buffer.getvalue())
     with atomic_path(path.with_name(f"{picture.name}.png")) as temporary:
         picture.figure.savefig(temporary, format="png", dpi=150)
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
+
+
+def _data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
