@@ -18,7 +18,7 @@ from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import INTERVAL_QUANTILES, SEED, resample_units
-from pcam.study.plan import METRIC_NAMES, Published, Question
+from pcam.study.plan import METRIC_NAMES, Metric, Published, Question
 from pcam.study.readings import Reading
 from pcam.study.results import RunResult
 
@@ -39,6 +39,13 @@ LINE_STYLES: Final[Sequence[LineStyle]] = (
     (0, (1, 1)),
 )
 
+READING_MARKERS: Final[dict[Reading, str]] = {
+    "momentum_0.1": "o",
+    "momentum_0.001": "s",
+    "reestimated": "^",
+    "stain_shifted": "D",
+}
+
 MOST_BANDS: Final = 3
 """Curves up to which their bands are drawn: more of them would only hide each other, and the legend has intervals."""
 
@@ -48,6 +55,22 @@ READING_STYLES: Final[dict[Reading, tuple[str, str]]] = {
     "reestimated": ("#009E73", "-."),
     "stain_shifted": ("#CC79A7", ":"),
 }
+
+
+class Dots(NamedTuple):
+    """Values that a figure compares: those of each seed, and their mean.
+
+    Attributes:
+        label: What the legend calls them.
+        numbers: One of each seed.
+        color: The colour of their marker.
+        marker: Its shape, as matplotlib takes it.
+    """
+
+    label: str
+    numbers: Sequence[float]
+    color: str
+    marker: str
 
 
 class ForestRow(NamedTuple):
@@ -170,6 +193,10 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     axes.axhline(log(2), color="black", linewidth=0.6)
     axes.text(1, log(2), "ln 2 ", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="step", ylabel="loss (nats)", xlim=(0, None), ylim=(0, None))
+    if published is not None and published.loss is not None:
+        axes.axhline(published.loss, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
+        text = f" published, lowest: {published.loss:.3f}"
+        axes.text(0, published.loss, text, transform=axes.get_yaxis_transform(), va="top", fontsize=8)
     number = None if published is None else published.loss_figure
     axes.set_title(f"Published figure {number}: {_plain(label)}" if number else _plain(label), fontsize=10)
     top = max(run.validation("loss", reading).max() for run in runs for reading in run.reading_names)
@@ -178,6 +205,80 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
         axes.text(0.99, 0.97, f"highest: {top:.1f}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def readings_figure(arms: Mapping[str, Sequence[RunResult]]) -> Figure:
+    """Draw the loss of the same weights in each of their readings.
+
+    Args:
+        arms: The runs of each arm whose batch norm is read in several ways, by its label.
+
+    Returns:
+        The losses at the last checkpoint, a row for each arm; a line marks ln 2, the loss of who knows nothing.
+    """
+    rows = {
+        label: [
+            Dots(
+                name,
+                [run.metrics(reading)["loss"] for run in runs],
+                READING_STYLES[reading][0],
+                READING_MARKERS[reading],
+            )
+            for reading, name in runs[0].reading_names.items()
+        ]
+        for label, runs in arms.items()
+    }
+    figure = Figure(figsize=(8, 1.9 + 0.5 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    _draw_dots(axes, rows)
+    axes.axvline(log(2), color="black", linewidth=0.8, linestyle="--")
+    axes.text(log(2), 1.01, "ln 2", transform=axes.get_xaxis_transform(), fontsize=8, ha="center", va="bottom")
+    axes.set_xlabel("loss (nats) of the same weights; lower is better", fontsize=9)
+    _dots_legend(figure, axes)
+    return figure
+
+
+def published_figure(panels: Mapping[Metric, Mapping[str, Sequence[Dots]]]) -> Figure:
+    """Draw published values beside ours, on the same axes.
+
+    Args:
+        panels: What is drawn of each metric: the published value and ours, by the label of the arm.
+
+    Returns:
+        A panel for each metric, with a row for each arm.
+    """
+    rows = max(len(panel) for panel in panels.values())
+    figure = Figure(figsize=(10, 1.6 + 0.55 * rows), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (metric, panel) in zip(all_axes, panels.items(), strict=True):
+        _draw_dots(axes, panel)
+        unit, better = (" (nats)", "lower") if metric == "loss" else ("", "higher")
+        axes.set_xlabel(f"{METRIC_NAMES[metric]}{unit}; {better} is better", fontsize=9)
+    _dots_legend(figure, all_axes[0])
+    return figure
+
+
+def _draw_dots(axes: Axes, rows: Mapping[str, Sequence[Dots]]) -> None:
+    """Draw each seed as a small hollow marker and the mean as a large one, a row for each arm, the first on top."""
+    for height, dots in enumerate(rows.values()):
+        means = [float(np.mean(found.numbers)) for found in dots if found.numbers]
+        axes.plot([min(means), max(means)], [height, height], color="0.7", linewidth=1, zorder=1)
+        for found in dots:
+            style = {"color": found.color, "marker": found.marker, "linestyle": "none", "label": found.label}
+            axes.plot(found.numbers, [height] * len(found.numbers), markersize=4, fillstyle="none", zorder=2, **style)
+            if found.numbers:
+                axes.plot(np.mean(found.numbers), height, markersize=9, zorder=3, **style)
+    axes.grid(axis="x", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_yticks(range(len(rows)), [_plain(label) for label in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.08)
+
+
+def _dots_legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    means = {label: handle for label, handle in zip(labels, handles, strict=True) if handle.get_markersize() > 5}
+    figure.legend(means.values(), means.keys(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def forest_figure(rows: Sequence[ForestRow]) -> Figure:

@@ -188,6 +188,22 @@ class Question:
         return self.reading, self.other_reading or self.reading
 
 
+@dataclass(frozen=True)
+class Conclusion:
+    """What a publication concluded, and what the study says of it.
+
+    Args:
+        claim: What the publication says, in its own terms.
+        questions: The numbers of those questions of the study, from 1, whose answers bear on it.
+        comment: What follows from how the publication was made, whatever the answers are: what is right, what is not,
+            and why.
+    """
+
+    claim: str
+    questions: Sequence[int]
+    comment: str
+
+
 class Run(NamedTuple):
     """One seed of one arm."""
 
@@ -216,6 +232,7 @@ class Plan:
         published_tables: The tables of that publication that compare two arms.
         source: The publication, or what the study is about, as the report prints it.
         note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
+        conclusions: What the publication concluded, each with what this study says of it.
     """
 
     name: str
@@ -228,6 +245,7 @@ class Plan:
     published_tables: Sequence[PublishedTable]
     source: str
     note: str = ""
+    conclusions: Sequence[Conclusion] = ()
 
     def __post_init__(self) -> None:
         _check_name("a study", self.name)
@@ -251,6 +269,12 @@ class Plan:
             raise UserError(
                 f"Expected published values of each arm of a published table, but found none of "
                 f"{', '.join(unpublished)}; add them to `published` in the study's YAML."
+            )
+        numbers = {number for conclusion in self.conclusions for number in conclusion.questions}
+        if not numbers <= set(range(1, len(self.questions) + 1)):
+            raise UserError(
+                f"Expected conclusions about questions 1 to {len(self.questions)}, but found "
+                f"{', '.join(map(str, sorted(numbers)))}; correct the study's YAML."
             )
         for seeds in (self.seeds, *map(self.seeds_of, self.arms)):
             if not seeds or len(set(seeds)) < len(seeds):

@@ -21,6 +21,16 @@ from pcam.study.readings import (
 )
 from pcam.study.results import METRICS
 
+METRIC_MEANINGS: Final[Mapping[Metric, str]] = {
+    "loss": "Loss is how far the scores are from the labels: ln 2 = .693 is that of a network that knows nothing, and "
+    "lower is better.",
+    "accuracy": "Accuracy is the share of patches that are classified correctly.",
+    "auroc": "AUROC is how often a patch with tumour scores higher than one without: 1 is perfect, .5 is guessing.",
+    "average_precision": "Average precision is the share of tumour among the patches with the highest scores, averaged "
+    "over all cuts.",
+}
+"""What the metrics say, for readers who do not know them."""
+
 METRIC_UNITS: Final[Mapping[Metric, str]] = {"loss": " nats", "accuracy": "", "auroc": "", "average_precision": ""}
 
 INNER_LEVEL: Final = 2 * LEVEL - 1
@@ -181,6 +191,17 @@ def missing_words(plan: Plan, missing: Missing) -> str:
     """Name runs that are not done, and say why."""
     seeds = f"seed{'s' if len(missing.seeds) > 1 else ''} {', '.join(map(str, missing.seeds))}"
     return f"{plan.arms[missing.arm].label}, {seeds}: {missing.reason or 'not trained yet'}"
+
+
+def seeds_words(plan: Plan) -> str:
+    """Name the seeds of the arms, and of those that have their own."""
+    own = [
+        f'seeds {", ".join(map(str, arm.seeds))} of "{arm.label}"'
+        for arm in plan.arms.values()
+        if arm.seeds is not None
+    ]
+    shared = f"seeds {', '.join(map(str, plan.seeds))}"
+    return f"{f'{len(plan.arms)} arms' if len(plan.arms) > 1 else 'one arm'}, {'; '.join([shared, *own])}"
 
 
 def lag_words(results: Results, lags: Sequence[Lag]) -> str:
