@@ -38,9 +38,17 @@ ELSEWHERE = {
     "--kills": "tests/scripts/soak.py",
     "--logdir": "tensorboard",
     "--model.network.width": "the network that docs/extending.md defines",
+    "--address": "ray start",
+    "--array": "SLURM",
+    "--cpus-per-task": "SLURM",
+    "--head": "ray start",
+    "--master-addr": "torchrun",
+    "--nnodes": "torchrun",
+    "--node-rank": "torchrun",
     "--nproc-per-node": "torchrun",
     "--seed": "tests/scripts/soak.py",
     "--signal": "SLURM",
+    "--time": "SLURM",
 }
 """Options that pages speak of and no command has, and what has them."""
 

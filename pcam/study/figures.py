@@ -260,10 +260,10 @@ def published_figure(panels: Mapping[Metric, Mapping[str, Sequence[Dots]]]) -> F
 
 def _draw_dots(axes: Axes, rows: Mapping[str, Sequence[Dots]]) -> None:
     """Draw each seed as a small hollow marker and the mean as a large one, a row for each arm, the first on top."""
-    for height, dots in enumerate(rows.values()):
-        means = [float(np.mean(found.numbers)) for found in dots if found.numbers]
-        axes.plot([min(means), max(means)], [height, height], color="0.7", linewidth=1, zorder=1)
-        for found in dots:
+    for row, dots in enumerate(rows.values()):
+        axes.axhline(row, color="0.9", linewidth=0.6)
+        for place, found in enumerate(dots):
+            height = row + 0.2 * (place - (len(dots) - 1) / 2)  # apart, so that none hides another
             style = {"color": found.color, "marker": found.marker, "linestyle": "none", "label": found.label}
             axes.plot(found.numbers, [height] * len(found.numbers), markersize=4, fillstyle="none", zorder=2, **style)
             if found.numbers:

@@ -161,8 +161,8 @@ def _published_panels(plan: Plan, results: Results) -> dict[Metric, dict[str, li
             as_published, current = READING_STYLES[PUBLISHED_READING][0], READING_STYLES[MAIN_READING][0]
             rows = [
                 Dots("published", [] if value is None else [value], "black", "*"),
-                Dots("ours, as published", [choice[metric] for choice in chosen], as_published, "s"),
-                Dots("ours, last checkpoint", [run.metrics(MAIN_READING)[metric] for run in runs], current, "^"),
+                Dots("ours evaluated as published", [choice[metric] for choice in chosen], as_published, "s"),
+                Dots("ours at the last checkpoint", [run.metrics(MAIN_READING)[metric] for run in runs], current, "^"),
             ]
             if runs:
                 panels[metric][plan.arms[arm].label] = rows
