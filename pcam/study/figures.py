@@ -5,6 +5,7 @@ that nobody needs to see colours to tell them apart.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import log
 from typing import Final, NamedTuple
 
@@ -18,6 +19,7 @@ from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import INTERVAL_QUANTILES, SEED, resample_units
+from pcam.study.growth import Fit
 from pcam.study.plan import METRIC_NAMES, Metric, Published, Question
 from pcam.study.readings import Reading
 from pcam.study.results import RunResult
@@ -235,6 +237,38 @@ def readings_figure(arms: Mapping[str, Sequence[RunResult]]) -> Figure:
     axes.text(log(2), 1.01, "ln 2", transform=axes.get_xaxis_transform(), fontsize=8, ha="center", va="bottom")
     axes.set_xlabel("loss (nats) of the same weights; lower is better", fontsize=9)
     _dots_legend(figure, axes)
+    return figure
+
+
+def growth_figure(fits: Sequence[Fit]) -> Figure:
+    """Draw AUROC against the number of training patches.
+
+    Args:
+        fits: The series.
+
+    Returns:
+        Each seed as a small marker, their mean as a large one, and the fitted power law as a line.
+    """
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for index, (fit, marker) in enumerate(zip(fits, cycle(("o", "s", "^", "D", "v", "P")))):
+        color, style = curve_style(index)
+        sizes = sorted(fit.aurocs)
+        for size in sizes:
+            numbers = fit.aurocs[size]
+            axes.plot([size] * len(numbers), numbers, marker, color=color, markersize=4, fillstyle="none")
+        grid = np.geomspace(sizes[0], sizes[-1], 50)
+        axes.plot(grid, [fit.predict(size) for size in grid], color=color, linestyle=style, linewidth=1.4)
+        means = [float(np.mean(fit.aurocs[size])) for size in sizes]
+        axes.plot(sizes, means, marker, color=color, markersize=8, label=_plain(fit.label))
+    every = sorted({size for fit in fits for size in fit.aurocs})
+    axes.set_xscale("log")
+    axes.set_xticks(every, [f"{size:,}" for size in every])
+    axes.minorticks_off()
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="training patches", ylabel="AUROC; higher is better")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

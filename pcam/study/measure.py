@@ -49,7 +49,7 @@ def measure_run(run: Run, folder: RunFolder, split: SplitName, root: Path, resul
         readings = {TRAINED_READING: trained.predict(split)}
     if shifted is not None:
         readings["stain_shifted"] = shifted
-    train_patches = len(trained.data.packed("train"))
+    train_patches = len(trained.data.rows("train"))
     facts = {
         **arm,
         "split": split,

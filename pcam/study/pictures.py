@@ -19,12 +19,14 @@ from pcam.study.figures import (
     Dots,
     ForestRow,
     forest_figure,
+    growth_figure,
     loss_figure,
     published_figure,
     published_roc_figure,
     readings_figure,
     roc_of_arms_figure,
 )
+from pcam.study.growth import Fit
 from pcam.study.plan import METRIC_NAMES, Metric, Plan
 from pcam.study.readings import MAIN_READING, PUBLISHED_READING, READING_NAMES
 from pcam.study.results import RunResult
@@ -72,13 +74,14 @@ def any_batch_norm(plan: Plan, results: Results) -> bool:
     return any(plan.arms[arm].batch_norm_readings for arm in results)
 
 
-def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[Picture]:
+def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growths: Sequence[Fit]) -> list[Picture]:
     """Draw all figures of a report.
 
     Args:
         plan: The study.
         results: The runs that are done.
         answers: The answers to its questions.
+        growths: How AUROC grows with training patches.
 
     Returns:
         The figures, in the order of the page.
@@ -110,6 +113,17 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> li
         )
         caption = "The difference that each question is about, with its 95 % interval; grey: the margin of equivalence."
         pictures.append(Picture("forest", forest_figure(rows), caption, f"{numbers}."))
+    if growths:
+        caption = (
+            "AUROC against the number of training patches. Small markers: each seed; large markers: their mean; lines: "
+            "the power law that 1 - AUROC is fitted by."
+        )
+        numbers = "; ".join(
+            f"{fit.label}: "
+            + ", ".join(f"{np.mean(found):.3f} of {size:,}" for size, found in sorted(fit.aurocs.items()))
+            for fit in growths
+        )
+        pictures.append(Picture("growth", growth_figure(growths), caption, f"Mean AUROC of patches. {numbers}."))
     lagging = {
         plan.arms[arm].label: list(seeds.values())
         for arm, seeds in results.items()

@@ -204,6 +204,19 @@ class Conclusion:
     comment: str
 
 
+@dataclass(frozen=True)
+class Growth:
+    """Arms that differ in their number of training patches alone, `data.train_patches`: a curve in the report.
+
+    Args:
+        label: What tables and figures call it.
+        arms: The names of the arms, at least two.
+    """
+
+    label: str
+    arms: Sequence[str]
+
+
 class Run(NamedTuple):
     """One seed of one arm."""
 
@@ -233,6 +246,7 @@ class Plan:
         source: The publication, or what the study is about, as the report prints it.
         note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
         conclusions: What the publication concluded, each with what this study says of it.
+        growths: How AUROC grows with the number of training patches, in these series of arms.
     """
 
     name: str
@@ -246,6 +260,7 @@ class Plan:
     source: str
     note: str = ""
     conclusions: Sequence[Conclusion] = ()
+    growths: Sequence[Growth] = ()
 
     def __post_init__(self) -> None:
         _check_name("a study", self.name)
@@ -256,6 +271,7 @@ class Plan:
             raise UserError(f"Expected arms with labels that differ, but found {labels}; correct the study's YAML.")
         named = [name for question in self.questions for name in (question.arm, question.other)]
         named += [*self.published, *(name for table in self.published_tables for name in (table.arm, table.other))]
+        named += [name for growth in self.growths for name in growth.arms]
         unknown = sorted(set(named) - set(self.arms))
         if unknown:
             raise UserError(
@@ -299,6 +315,21 @@ class Plan:
                 f"Expected the arm '{name}' to have {missing}, as '{question.text}' is about its reading "
                 f"'{reading}', but it has none; correct the study's YAML."
             )
+
+    def train_patches(self, growth: Growth) -> dict[str, int]:
+        """Look up the number of training patches of each arm of a series.
+
+        Raises:
+            UserError: If an arm does not state it, or two arms have the same.
+        """
+        found = {name: self.arms[name].options().get("data.train_patches") for name in growth.arms}
+        numbers = {name: number for name, number in found.items() if isinstance(number, int)}
+        if len(numbers) < len(growth.arms) or len(set(numbers.values())) < max(2, len(numbers)):
+            raise UserError(
+                f"Expected at least two arms in '{growth.label}', each with a data.train_patches of its own, but found "
+                f"{found}; correct the study's YAML."
+            )
+        return numbers
 
     def seeds_of(self, arm: str) -> Sequence[int]:
         """Look up the seeds that an arm is trained with."""

@@ -18,6 +18,7 @@ from pcam.study.analysis import (
     measure_lags,
     number_tables,
 )
+from pcam.study.growth import fit_growths
 from pcam.study.pages import Block, picture_block, render_html, render_markdown, table_block
 from pcam.study.pictures import PUBLISHED_METRICS, Picture, any_batch_norm, draw_pictures
 from pcam.study.plan import METRIC_NAMES, Plan
@@ -30,6 +31,7 @@ from pcam.study.sentences import (
     AnswerWords,
     answer_words,
     claims,
+    growth_words,
     interval_words,
     lag_words,
     missing_words,
@@ -58,15 +60,17 @@ def write_report(plan: Plan, folder: StudyFolder, page: Path | None = None) -> l
     results = collect_results(plan, folder)
     answers, lags = answer_questions(plan, results), measure_lags(plan, results)
     words = [answer_words(plan, answer) for answer in answers]
+    growths = fit_growths(plan, results)
     tables = number_tables(plan, results, answers, lags)
     if answers:
         tables["questions"] = tables["questions"].assign(answer=[answer.plain for answer in words])
     for name, table in tables.items():
         with atomic_path(folder.report / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-    pictures = draw_pictures(plan, results, answers)
+    pictures = draw_pictures(plan, results, answers, growths)
     sources = {picture.path: picture.save(folder.report) for picture in pictures}
     context = _context(plan, folder, results, answers, lags, words, pictures, list(tables))
+    context |= {"growths": [growth_words(fit) for fit in growths]}
     text = render_markdown("report.md.j2", context | {"command": ""})
     html = render_html(plan.title, text, {name: _data_uri(source) for name, source in sources.items()})
     pages = {folder.report / "report.html": html, folder.report / "report.md": text}
@@ -116,6 +120,7 @@ def _context(
             (conclusion, [words[number - 1] for number in conclusion.questions]) for conclusion in plan.conclusions
         ],
         "forest": blocks.pop("forest", None),
+        "growth": blocks.pop("growth", None),
         "readings": blocks.pop("readings", None),
         "published": blocks.pop("published", None),
         "all_arms": blocks.pop("all_arms"),

@@ -10,6 +10,7 @@ import numpy as np
 from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import LEVEL
 from pcam.study.analysis import Answer, Lag, Missing, Results, deviation
+from pcam.study.growth import Fit
 from pcam.study.plan import METRIC_NAMES, Metric, Plan, Question
 from pcam.study.readings import (
     MAIN_READING,
@@ -191,6 +192,20 @@ def missing_words(plan: Plan, missing: Missing) -> str:
     """Name runs that are not done, and say why."""
     seeds = f"seed{'s' if len(missing.seeds) > 1 else ''} {', '.join(map(str, missing.seeds))}"
     return f"{plan.arms[missing.arm].label}, {seeds}: {missing.reason or 'not trained yet'}"
+
+
+def growth_words(fit: Fit) -> str:
+    """Say what more training patches bring, and what twice the most would bring if it went on so."""
+    share, low, high = fit.change()
+    most = max(fit.aurocs)
+    gain = fit.predict(2 * most) - fit.predict(most)
+    change = f"twice as many patches changed what AUROC lacks to 1 by {share:+.0%} ({low:+.0%} to {high:+.0%})"
+    if low < 0 < high:
+        return f"{fit.label}: these runs do not show whether more patches help; {change}."
+    return (
+        f"{fit.label}: {change}. If it goes on so, {2 * most:,} patches in place of {most:,} change AUROC by "
+        f"{signed(gain)}."
+    )
 
 
 def seeds_words(plan: Plan) -> str:
