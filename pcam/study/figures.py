@@ -230,7 +230,7 @@ def readings_figure(arms: Mapping[str, Sequence[RunResult]]) -> Figure:
         ]
         for label, runs in arms.items()
     }
-    figure = Figure(figsize=(8, 1.9 + 0.5 * len(arms)), layout="constrained")
+    figure = Figure(figsize=(6, 1.5 + 0.6 * len(arms)), layout="constrained")
     axes = figure.subplots()
     _draw_dots(axes, rows)
     axes.axvline(log(2), color="black", linewidth=0.8, linestyle="--")
@@ -279,11 +279,11 @@ def published_figure(panels: Mapping[Metric, Mapping[str, Sequence[Dots]]]) -> F
         panels: What is drawn of each metric: the published value and ours, by the label of the arm.
 
     Returns:
-        A panel for each metric, with a row for each arm.
+        A panel for each metric, one below the other, with a row for each arm.
     """
-    rows = max(len(panel) for panel in panels.values())
-    figure = Figure(figsize=(10, 1.6 + 0.55 * rows), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    rows = [len(panel) for panel in panels.values()]
+    figure = Figure(figsize=(6, 0.5 + 0.7 * len(rows) + 0.5 * sum(rows)), layout="constrained")
+    all_axes = figure.subplots(len(panels), squeeze=False, height_ratios=rows)[:, 0]
     for axes, (metric, panel) in zip(all_axes, panels.items(), strict=True):
         _draw_dots(axes, panel)
         unit, better = (" (nats)", "lower") if metric == "loss" else ("", "higher")

@@ -1,13 +1,10 @@
 """Runs of a study side by side, on one machine and on two machines of a Ray cluster of which one dies."""
 
 import json
-import os
 import re
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,19 +38,6 @@ def results(folder: Path) -> dict[str, bytes]:
     return {name: re.sub(rb'"seconds": .*', b"", content) for name, content in files.items()}
 
 
-def orphans(folder: Path) -> Iterator[int]:
-    """The processes that train in a folder although the process that started them is gone."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            starter = Path(f"/proc/{parent}/cmdline").read_text()
-        except OSError:
-            continue
-        if "train" in words and any(str(folder) in word for word in words) and "ray::" not in starter:
-            yield int(process.name)
-
-
 @pytest.mark.slow  # starts a cluster and six processes that import PyTorch
 @pytest.mark.filterwarnings("default")  # Ray's own
 def test_a_cluster_of_which_a_machine_dies_gives_the_results_of_one_machine(
@@ -69,19 +53,14 @@ def test_a_cluster_of_which_a_machine_dies_gives_the_results_of_one_machine(
         other = cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         folder = tmp_path / "both"
-        killed = []
 
         def kill() -> None:
             """Let the second machine die when both have validated once."""
             checkpoints = [folder / "runs" / f"cnn_seed_{seed}/version_0/checkpoints/last.ckpt" for seed in (1, 2)]
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not all(path.exists() for path in checkpoints) and time.monotonic() < deadline:
                 time.sleep(0.02)
             cluster.remove_node(other, allow_graceful=False)
-            while not killed and time.monotonic() < deadline:
-                for process in orphans(folder):  # as they would be gone with the machine
-                    os.kill(process, signal.SIGKILL)
-                    killed.append(process)
 
         killer = threading.Thread(target=kill)
         killer.start()
@@ -92,7 +71,7 @@ def test_a_cluster_of_which_a_machine_dies_gives_the_results_of_one_machine(
 
         ray.shutdown()
         cluster.shutdown()
-    assert len(killed) == 1
+    assert len(list(folder.glob("runs/*/version_0/events.out.tfevents.*"))) == 3  # one went on from a checkpoint
     assert results(folder) == results(tmp_path / "one")
     assert len(results(folder)) == 1 + 2 * 3
     record = json.loads((folder / "results" / "cnn_seed_1" / "record.json").read_text())
