@@ -7,12 +7,13 @@ that nobody needs to see colours to tell them apart.
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import log
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pcam.evaluation.figures import interval_words
@@ -298,7 +299,12 @@ def _draw_dots(axes: Axes, rows: Mapping[str, Sequence[Dots]]) -> None:
         axes.axhline(row, color="0.9", linewidth=0.6)
         for place, found in enumerate(dots):
             height = row + 0.2 * (place - (len(dots) - 1) / 2)  # apart, so that none hides another
-            style = {"color": found.color, "marker": found.marker, "linestyle": "none", "label": found.label}
+            style: dict[str, Any] = {
+                "color": found.color,
+                "marker": found.marker,
+                "linestyle": "none",
+                "label": found.label,
+            }
             axes.plot(found.numbers, [height] * len(found.numbers), markersize=4, fillstyle="none", zorder=2, **style)
             if found.numbers:
                 axes.plot(np.mean(found.numbers), height, markersize=9, zorder=3, **style)
@@ -311,7 +317,8 @@ def _draw_dots(axes: Axes, rows: Mapping[str, Sequence[Dots]]) -> None:
 
 def _dots_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    means = {label: handle for label, handle in zip(labels, handles, strict=True) if handle.get_markersize() > 5}
+    named = zip(labels, handles, strict=True)
+    means = {label: line for label, line in named if isinstance(line, Line2D) and line.get_markersize() > 5}
     figure.legend(means.values(), means.keys(), loc="outside lower center", ncols=3, fontsize=8)
 
 

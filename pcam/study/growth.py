@@ -78,4 +78,5 @@ def fit_growths(plan: Plan, results: Results) -> list[Fit]:
 
 def _errors(aurocs: np.ndarray) -> np.ndarray:
     """1 - AUROC, kept above 0, whose logarithm there is none of."""
-    return np.maximum(1 - aurocs, 1e-6)
+    errors: np.ndarray = np.maximum(1 - aurocs, 1e-6)
+    return errors

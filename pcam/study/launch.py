@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pcam.atomic import atomic_path
 from pcam.errors import SIGNALS, StoppedError
 from pcam.study.plan import Plan, Run
-from pcam.study.runner import POLL_SECONDS, Conditions, Job, StudyFolder
+from pcam.study.runner import POLL_SECONDS, TAKEN, Conditions, Job, StudyFolder
 
 STOPPED: Final = "Stopped; what is done is kept, and the same command goes on with the rest, within a run too."
 
@@ -135,7 +135,8 @@ def execute(
                     folder.results.take(files)
                     if received and reason is not None:
                         continue
-                    _keep_reason(folder, run, reason)
+                    if reason != TAKEN:
+                        _keep_reason(folder, run, reason)
                     console.print(f"{run.name}: {'done' if reason is None else f'failed: {reason}'}", markup=False)
                     if reason is not None:
                         failures[run] = reason
