@@ -143,7 +143,7 @@ def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
 def test_the_same_results_give_the_same_bytes(folder: StudyFolder, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.report.rglob("*") if path.is_file()}
     write_report(PLAN, folder)
-    assert len(before) == 2 + 5 + 12
+    assert len(before) == 2 + 5 + 16
     for path, content in before.items():
         assert path.read_bytes() == content, path
 
@@ -189,7 +189,7 @@ def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder)
 
 def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
     names = {path.name for path in (folder.report / "figures").iterdir()}
-    stems = {"all_arms", "forest", "roc_good", "loss_good", "loss_same", "loss_poor"}
+    stems = {"all_arms", "forest", "readings", "published", "roc_good", "loss_good", "loss_same", "loss_poor"}
     assert names == {f"{stem}.{ending}" for stem in stems for ending in ("svg", "png")}
 
 
