@@ -91,8 +91,7 @@ def test_one_arm_fails_and_the_others_go_on(
     page = tmp_path / "docs" / "study.md"
     results = ["--results", str(output / "results"), "--page", str(page)]
     study(["--config", str(plan), "--output", str(tmp_path / "other"), "--report_only", *results])
-    report = (tmp_path / "other" / "report" / "report.md").read_text()
-    assert report.replace("MobileNetV2 without its weights, seed 1: not trained yet", "") in report
+    assert "weights, seed 1: not trained yet" in page.read_text()  # why is known where it was tried
     for name in re.findall(r"\]\((.*\.svg)\)", page.read_text()):
         published = (page.parent / name).read_bytes()
         assert published == (output / "report" / "figures" / Path(name).name.removeprefix("study_")).read_bytes()
