@@ -170,6 +170,8 @@ class Question:
         metric: What is compared: "auroc", "average_precision", "accuracy" (at a score of 0.5) or "loss" (in nats).
         change: What the arm has and the other has not, as the subject of the answer, such as "ImageNet weights" or
             "dropout": the report then answers "ImageNet weights raised AUROC by .069". If empty, it names the labels.
+        yes_if: What a question of difference must find for its answer to be yes: that the arm's metric is "higher" or
+            "lower" than the other's, or that it is "different".
     """
 
     text: str
@@ -181,6 +183,7 @@ class Question:
     other_reading: Reading | None = None
     metric: Metric = "auroc"
     change: str = ""
+    yes_if: Literal["higher", "lower", "different"] = "different"
 
     @property
     def readings(self) -> tuple[Reading, Reading]:

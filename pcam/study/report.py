@@ -117,7 +117,8 @@ def _context(
         "lag": lag_words(results, lags) if lags else "",
         "metrics": [METRIC_MEANINGS[metric] for metric in METRIC_MEANINGS if metric in asked],
         "conclusions": [
-            (conclusion, [words[number - 1] for number in conclusion.questions]) for conclusion in plan.conclusions
+            (conclusion, [(plan.questions[number - 1], words[number - 1]) for number in conclusion.questions])
+            for conclusion in plan.conclusions
         ],
         "forest": blocks.pop("forest", None),
         "growth": blocks.pop("growth", None),

@@ -46,11 +46,13 @@ class AnswerWords:
         plain: What a reader without statistics needs.
         numbers: The difference and its interval; empty if there is none.
         certainty: How sure it is: seeds, p-values, and what the study could have found; empty if there is no answer.
+        verdict: "Yes." or "No."; empty if the runs do not show it.
     """
 
     plain: str
     numbers: str
     certainty: str
+    verdict: str = ""
 
 
 def answer_words(plan: Plan, answer: Answer) -> AnswerWords:
@@ -81,7 +83,14 @@ def answer_words(plan: Plan, answer: Answer) -> AnswerWords:
     )
     if question.margin is not None:
         numbers += f", 90 % interval {interval_words(difference.interval(INNER_LEVEL))}"
-    return AnswerWords(plain, f"{numbers}.", _certainty(plan, answer, difference))
+    return AnswerWords(plain, f"{numbers}.", _certainty(plan, answer, difference), _verdict(answer, difference))
+
+
+def _verdict(answer: Answer, difference: Inference) -> str:
+    if not answer.shown:
+        return "No." if answer.refuted else ""
+    wrong_way = "lower" if difference.estimate > 0 else "higher"
+    return "No." if answer.question.margin is None and answer.question.yes_if == wrong_way else "Yes."
 
 
 def _difference(plan: Plan, answer: Answer, difference: Inference) -> str:
