@@ -310,7 +310,8 @@ def _draw_dots(axes: Axes, rows: Mapping[str, Sequence[Dots]]) -> None:
                 axes.plot(np.mean(found.numbers), height, markersize=9, zorder=3, **style)
     axes.grid(axis="x", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_yticks(range(len(rows)), [_plain(label) for label in rows], fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.set_yticks(range(len(rows)), [_plain(label) for label in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.08)
 
