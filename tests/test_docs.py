@@ -15,6 +15,7 @@ import torch
 import pcam
 from pcam.__main__ import DATA_COMMANDS, MODULES, main
 from pcam.commands.benchmark import COMMANDS as RACES
+from pcam.commands.study import main as study
 from pcam.commands.train_help import UNEXPLAINED, data_options, short_parser, trainer_options
 from pcam.data.layouts import FORMS
 from pcam.models import inference
@@ -39,9 +40,17 @@ ELSEWHERE = {
     "--kills": "tests/scripts/soak.py",
     "--logdir": "tensorboard",
     "--model.network.width": "the network that docs/extending.md defines",
+    "--address": "ray start",
+    "--array": "SLURM",
+    "--cpus-per-task": "SLURM",
+    "--head": "ray start",
+    "--master-addr": "torchrun",
+    "--nnodes": "torchrun",
+    "--node-rank": "torchrun",
     "--nproc-per-node": "torchrun",
     "--seed": "tests/scripts/soak.py",
     "--signal": "SLURM",
+    "--time": "SLURM",
 }
 """Options that pages speak of and no command has, and what has them."""
 
@@ -153,6 +162,28 @@ def test_a_page_speaks_of_options_that_there_are(page: Path, capsys: pytest.Capt
     known = set().union(*(known_options(command, capsys) for command in [*prepares, *races, *others])) | set(ELSEWHERE)
     for option in re.findall(r"(?<![-\w])--[a-z][\w.-]*\w", page.read_text(encoding="utf-8")):
         assert option in known or is_option_of_a_part(option), option
+
+
+def by_a_study(page: Path) -> list[list[str]]:
+    """The options of the command that wrote a page, if `pcam study --page` did."""
+    return [words for command, words in command_lines(page) if command == ("study",) and "--page" in words]
+
+
+@pytest.mark.slow  # draws all figures of a report
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if by_a_study(page)], ids=lambda page: str(page.relative_to(REPOSITORY))
+)
+def test_a_page_that_a_study_wrote_is_what_it_writes(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (words,) = by_a_study(page)
+    name = words[words.index("--page") + 1]
+    again = tmp_path / name
+    study([*(str(again) if word == name else word for word in words), "--output", str(tmp_path / "study")])
+    assert again.read_text(encoding="utf-8").replace(str(again), name) == page.read_text(encoding="utf-8")
+    pictures = {path.name for path in (again.parent / "images").iterdir()}
+    assert pictures == {path.name for path in (page.parent / "images").glob(f"{page.stem}_*.svg")}
 
 
 def test_every_test_that_a_page_names_is_there() -> None:

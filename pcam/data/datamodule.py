@@ -7,9 +7,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from pcam.atomic import expanded
@@ -58,6 +60,10 @@ class PCamDataModule(LightningDataModule):
         deduplicate: Whether to keep, in each split, only one patch of each group with identical pixels, and none of a
             group that carries both labels, as nothing tells which is right. The official splits have 50,000 repeats;
             published numbers are measured on splits with their repeats.
+        train_patches: How many patches of the train split to train on, chosen by `seed`; those of a smaller number are
+            among those of a larger one. Null takes all of them.
+        train_slides: The number of slides whose patches of the train split are trained on, chosen by `seed` before
+            `train_patches` are chosen from them. Null takes all slides.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class PCamDataModule(LightningDataModule):
         cache_dir: Path | None = None,
         seed: int = 1,
         deduplicate: bool = False,
+        train_patches: int | None = None,
+        train_slides: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -79,6 +87,9 @@ class PCamDataModule(LightningDataModule):
             raise UserError(f"Expected data.stain_jitter to be at least 0 and below 1, but found {stain_jitter}.")
         if num_workers < 0:
             raise UserError(f"Expected data.num_workers to be at least 0, but found {num_workers}.")
+        for name, number in {"train_patches": train_patches, "train_slides": train_slides}.items():
+            if number is not None and number < 1:
+                raise UserError(f"Expected data.{name} to be at least 1, but found {number}.")
         self.root = expanded(root, "root")
         self.batch_size = batch_size
         self.augmentation: Augmentation = augmentation
@@ -88,6 +99,8 @@ class PCamDataModule(LightningDataModule):
         self.cache_dir = expanded(cache_dir, "cache_dir") if cache_dir else user_cache_path("pcam")
         self.seed = seed
         self.deduplicate = deduplicate
+        self.train_patches = train_patches
+        self.train_slides = train_slides
         self._stores: dict[SplitName, PackedSplit] = {}
 
     def packed(self, split: SplitName) -> PackedSplit:
@@ -115,6 +128,33 @@ class PCamDataModule(LightningDataModule):
                 )
             self._stores[split] = store
         return self._stores[split]
+
+    def rows(self, split: SplitName) -> NDArray[np.int64]:
+        """Number the rows of a split's store that are read.
+
+        Args:
+            split: "train", "valid" or "test".
+
+        Returns:
+            All rows, or of train those that `train_slides` and `train_patches` choose.
+
+        Raises:
+            UserError: If the train split has fewer slides or patches than are asked for.
+        """
+        store = self.packed(split)
+        rows = np.arange(len(store))
+        if split != "train":
+            return rows
+        rng = np.random.default_rng(self.seed)
+        if self.train_slides is not None:
+            slides = np.array(store.slides() or [], dtype=object)
+            names = sorted({slide for slide in slides if slide})
+            _check_enough(self.train_slides, len(names), "slides", self.root)
+            rows = rows[np.isin(slides, rng.permutation(names)[: self.train_slides])]
+        if self.train_patches is not None:
+            _check_enough(self.train_patches, len(rows), "patches", self.root)
+            rows = np.sort(rng.permutation(rows)[: self.train_patches])
+        return rows
 
     def _check_cache(self) -> None:
         """Refuse to write below the folder with the data."""
@@ -160,7 +200,8 @@ class PCamDataModule(LightningDataModule):
         """
         store = self.packed(split)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = Batches(len(store), self.batch_size, self.seed if shuffle else None, rank, world_size)
+        rows = self.rows(split)
+        batches = Batches(len(rows), self.batch_size, self.seed if shuffle else None, rank, world_size, rows)
         change = partial(shift_stains, shifts=self.stain_shifts) if shifted else None
         return BatchLoader(store, batches, self.num_workers, change)
 
@@ -174,7 +215,7 @@ class PCamDataModule(LightningDataModule):
         Yields:
             Batches, in the order of the first epoch.
         """
-        batches = max(1, min(count, len(self.packed("train"))) // self.batch_size)
+        batches = max(1, min(count, len(self.rows("train"))) // self.batch_size)
         for batch in islice(self.loader("train", shuffle=True), batches):
             yield batch.patches.to(device)
 
@@ -193,3 +234,11 @@ class PCamDataModule(LightningDataModule):
         chance = {"seed": self.seed, "epoch": self.trainer.current_epoch}
         patches = augment(batch.patches, batch.indices, self.augmentation, **chance)
         return batch._replace(patches=jitter_stains(patches, batch.indices, self.stain_jitter, **chance))
+
+
+def _check_enough(asked: int, found: int, what: str, root: Path) -> None:
+    if found < asked:
+        raise UserError(
+            f"Expected data.train_{what} to be at most the {found:,} {what} that are known of train in {root}, but "
+            f"found {asked:,}; ask for fewer."
+        )

@@ -25,16 +25,24 @@ class Batches(Sampler[NDArray[np.int64]]):
             of processes.
         rank: The number of this process, from 0.
         world_size: The number of processes.
+        rows: The numbers of the rows, `count` of them; None is 0 to `count` - 1.
     """
 
     def __init__(
-        self, count: int, batch_size: int, shuffle_seed: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         self.count = count
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.rank = rank
         self.world_size = world_size
+        self.rows = rows
         self.epoch = 0
         self.resume = (0, 0)
         """An epoch that is to be resumed, and how many of its batches the next pass skips."""
@@ -56,7 +64,7 @@ class Batches(Sampler[NDArray[np.int64]]):
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         # The body of a generator runs at the first `next`: Lightning makes the iterator before it sets the epoch.
-        rows = np.arange(self.count)
+        rows = np.arange(self.count) if self.rows is None else self.rows.copy()
         if self.shuffle_seed is None:
             batches = np.array_split(rows[self.rank :: self.world_size], len(self))
         else:

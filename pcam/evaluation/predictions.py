@@ -99,27 +99,20 @@ class Predictions:
         """Return scores and labels as the tensors that torchmetrics takes."""
         return torch.from_numpy(self.scores), torch.from_numpy(self.labels.astype(np.int64))
 
-    def write(self, path: Path, *, compact: bool = False) -> None:
+    def write(self, path: Path) -> None:
         """Write a CSV with the columns id, label, logit, score, group and, where known, slide, patient and hospital.
 
-        `read` gives back every bit of the logits, and the same predictions always give the same bytes.
+        The rows are in the order of the ids, where a reader finds a patch. `read` gives back every bit of the logits,
+        and the same predictions always give the same bytes.
 
         Args:
             path: The file; compressed with gzip if its name ends with `.gz`. It is replaced only when the new one is
                 whole.
-            compact: Whether to keep the order of the predictions, to write logits with nine digits, which determine a
-                float32, and to leave out the column score, which follows from the logit. Otherwise the rows are in the
-                order of the ids, where a reader finds a patch.
         """
         columns: dict[str, Any] = {"id": self.ids, "label": self.labels}
-        if compact:
-            columns["logit"] = [f"{logit:.9g}" for logit in self.logits]
-        else:
-            columns |= {"logit": self.logits.astype(np.float64), "score": self.scores}
-        columns["group"] = self.groups
+        columns |= {"logit": self.logits.astype(np.float64), "score": self.scores, "group": self.groups}
         columns.update(self.origins)
-        table = pd.DataFrame(columns)
-        text = (table if compact else table.sort_values("id", kind="stable")).to_csv(index=False)
+        text = pd.DataFrame(columns).sort_values("id", kind="stable").to_csv(index=False)
         content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
         with atomic_path(path) as temporary:
             # Without the time and the temporary name that gzip would store.

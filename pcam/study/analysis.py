@@ -129,14 +129,12 @@ def collect_results(plan: Plan, folder: StudyFolder) -> Results:
     """
     results: dict[str, dict[int, RunResult]] = {}
     for planned in plan.runs():
-        path = folder.result(planned)
-        if path is not None:
-            folder.check_arm(plan, planned)
-            results.setdefault(planned.arm, {})[planned.seed] = RunResult.read(path, plan.split)
+        if folder.results.is_done(planned):
+            results.setdefault(planned.arm, {})[planned.seed] = folder.results.read(plan, planned)
     if not results:
         raise UserError(
-            f"Expected at least one run that is done in {folder.runs}, but found none; train the study's runs before "
-            f"asking for the report alone."
+            f"Expected the result of at least one run in {folder.results.path}, but found none; do the study's runs "
+            f"before asking for the report alone."
         )
     ordered = {arm: results[arm] for arm in plan.arms if arm in results}
     runs = [run for seeds in ordered.values() for run in seeds.values()]
@@ -158,7 +156,7 @@ def find_missing(plan: Plan, folder: StudyFolder) -> list[Missing]:
     """List the runs that are not done, those of an arm with the same reason together."""
     seeds: dict[tuple[str, str | None], list[int]] = {}
     for run in plan.runs():
-        if folder.result(run) is None:
+        if not folder.results.is_done(run):
             failure = folder.failure(run)
             reason = failure.read_text().strip() if failure.exists() else None
             seeds.setdefault((run.arm, reason), []).append(run.seed)

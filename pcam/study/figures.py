@@ -5,20 +5,23 @@ that nobody needs to see colours to tell them apart.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import log
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pcam.evaluation.figures import interval_words
 from pcam.evaluation.metrics import ROC_GRID, Cuts
 from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import INTERVAL_QUANTILES, SEED, resample_units
-from pcam.study.plan import METRIC_NAMES, Published, Question
+from pcam.study.growth import Fit
+from pcam.study.plan import METRIC_NAMES, Metric, Published, Question
 from pcam.study.readings import Reading
 from pcam.study.results import RunResult
 
@@ -39,6 +42,13 @@ LINE_STYLES: Final[Sequence[LineStyle]] = (
     (0, (1, 1)),
 )
 
+READING_MARKERS: Final[dict[Reading, str]] = {
+    "momentum_0.1": "o",
+    "momentum_0.001": "s",
+    "reestimated": "^",
+    "stain_shifted": "D",
+}
+
 MOST_BANDS: Final = 3
 """Curves up to which their bands are drawn: more of them would only hide each other, and the legend has intervals."""
 
@@ -48,6 +58,22 @@ READING_STYLES: Final[dict[Reading, tuple[str, str]]] = {
     "reestimated": ("#009E73", "-."),
     "stain_shifted": ("#CC79A7", ":"),
 }
+
+
+class Dots(NamedTuple):
+    """Values that a figure compares: those of each seed, and their mean.
+
+    Attributes:
+        label: What the legend calls them.
+        numbers: One of each seed.
+        color: The colour of their marker.
+        marker: Its shape, as matplotlib takes it.
+    """
+
+    label: str
+    numbers: Sequence[float]
+    color: str
+    marker: str
 
 
 class ForestRow(NamedTuple):
@@ -170,6 +196,10 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     axes.axhline(log(2), color="black", linewidth=0.6)
     axes.text(1, log(2), "ln 2 ", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="step", ylabel="loss (nats)", xlim=(0, None), ylim=(0, None))
+    if published is not None and published.loss is not None:
+        axes.axhline(published.loss, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
+        text = f" published, lowest: {published.loss:.3f}"
+        axes.text(0, published.loss, text, transform=axes.get_yaxis_transform(), va="top", fontsize=8)
     number = None if published is None else published.loss_figure
     axes.set_title(f"Published figure {number}: {_plain(label)}" if number else _plain(label), fontsize=10)
     top = max(run.validation("loss", reading).max() for run in runs for reading in run.reading_names)
@@ -178,6 +208,119 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
         axes.text(0.99, 0.97, f"highest: {top:.1f}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def readings_figure(arms: Mapping[str, Sequence[RunResult]]) -> Figure:
+    """Draw the loss of the same weights in each of their readings.
+
+    Args:
+        arms: The runs of each arm whose batch norm is read in several ways, by its label.
+
+    Returns:
+        The losses at the last checkpoint, a row for each arm; a line marks ln 2, the loss of who knows nothing.
+    """
+    rows = {
+        label: [
+            Dots(
+                name,
+                [run.metrics(reading)["loss"] for run in runs],
+                READING_STYLES[reading][0],
+                READING_MARKERS[reading],
+            )
+            for reading, name in runs[0].reading_names.items()
+        ]
+        for label, runs in arms.items()
+    }
+    figure = Figure(figsize=(6, 1.5 + 0.6 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    _draw_dots(axes, rows)
+    axes.axvline(log(2), color="black", linewidth=0.8, linestyle="--")
+    axes.text(log(2), 1.01, "ln 2", transform=axes.get_xaxis_transform(), fontsize=8, ha="center", va="bottom")
+    axes.set_xlabel("loss (nats) of the same weights; lower is better", fontsize=9)
+    _dots_legend(figure, axes)
+    return figure
+
+
+def growth_figure(fits: Sequence[Fit]) -> Figure:
+    """Draw AUROC against the number of training patches.
+
+    Args:
+        fits: The series.
+
+    Returns:
+        Each seed as a small marker, their mean as a large one, and the fitted power law as a line.
+    """
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for index, (fit, marker) in enumerate(zip(fits, cycle(("o", "s", "^", "D", "v", "P")))):
+        color, style = curve_style(index)
+        sizes = sorted(fit.aurocs)
+        for size in sizes:
+            numbers = fit.aurocs[size]
+            axes.plot([size] * len(numbers), numbers, marker, color=color, markersize=4, fillstyle="none")
+        grid = np.geomspace(sizes[0], sizes[-1], 50)
+        axes.plot(grid, [fit.predict(size) for size in grid], color=color, linestyle=style, linewidth=1.4)
+        means = [float(np.mean(fit.aurocs[size])) for size in sizes]
+        axes.plot(sizes, means, marker, color=color, markersize=8, label=_plain(fit.label))
+    every = sorted({size for fit in fits for size in fit.aurocs})
+    axes.set_xscale("log")
+    axes.set_xticks(every, [f"{size:,}" for size in every])
+    axes.minorticks_off()
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="training patches", ylabel="AUROC; higher is better")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def published_figure(panels: Mapping[Metric, Mapping[str, Sequence[Dots]]]) -> Figure:
+    """Draw published values beside ours, on the same axes.
+
+    Args:
+        panels: What is drawn of each metric: the published value and ours, by the label of the arm.
+
+    Returns:
+        A panel for each metric, one below the other, with a row for each arm.
+    """
+    rows = [len(panel) for panel in panels.values()]
+    figure = Figure(figsize=(6, 0.5 + 0.7 * len(rows) + 0.5 * sum(rows)), layout="constrained")
+    all_axes = figure.subplots(len(panels), squeeze=False, height_ratios=rows)[:, 0]
+    for axes, (metric, panel) in zip(all_axes, panels.items(), strict=True):
+        _draw_dots(axes, panel)
+        unit, better = (" (nats)", "lower") if metric == "loss" else ("", "higher")
+        axes.set_xlabel(f"{METRIC_NAMES[metric]}{unit}; {better} is better", fontsize=9)
+    _dots_legend(figure, all_axes[0])
+    return figure
+
+
+def _draw_dots(axes: Axes, rows: Mapping[str, Sequence[Dots]]) -> None:
+    """Draw each seed as a small hollow marker and the mean as a large one, a row for each arm, the first on top."""
+    for row, dots in enumerate(rows.values()):
+        axes.axhline(row, color="0.9", linewidth=0.6)
+        for place, found in enumerate(dots):
+            height = row + 0.2 * (place - (len(dots) - 1) / 2)  # apart, so that none hides another
+            style: dict[str, Any] = {
+                "color": found.color,
+                "marker": found.marker,
+                "linestyle": "none",
+                "label": found.label,
+            }
+            axes.plot(found.numbers, [height] * len(found.numbers), markersize=4, fillstyle="none", zorder=2, **style)
+            if found.numbers:
+                axes.plot(np.mean(found.numbers), height, markersize=9, zorder=3, **style)
+    axes.grid(axis="x", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    axes.set_yticks(range(len(rows)), [_plain(label) for label in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.08)
+
+
+def _dots_legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    named = zip(labels, handles, strict=True)
+    means = {label: line for label, line in named if isinstance(line, Line2D) and line.get_markersize() > 5}
+    figure.legend(means.values(), means.keys(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def forest_figure(rows: Sequence[ForestRow]) -> Figure:

@@ -46,12 +46,15 @@ class Arm:
         overrides: Options of training that differ from the config, such as `trainer.max_steps: 13500`.
         batch_norm_readings: Whether to evaluate the network with three kinds of batch-norm statistics; it must have
             batch norm that is not frozen. If false, it is evaluated as it was trained.
+        seeds: The random seeds that this arm is trained with, as for an arm that takes very long; null takes those of
+            the study.
     """
 
     label: str
     config: Path
     overrides: dict[str, Override] = field(default_factory=dict)
     batch_norm_readings: bool = False
+    seeds: Sequence[int] | None = None
 
     def options(self) -> dict[str, Override]:
         """Read everything that decides the arm: the options of its config with the overrides, by dotted name.
@@ -167,6 +170,8 @@ class Question:
         metric: What is compared: "auroc", "average_precision", "accuracy" (at a score of 0.5) or "loss" (in nats).
         change: What the arm has and the other has not, as the subject of the answer, such as "ImageNet weights" or
             "dropout": the report then answers "ImageNet weights raised AUROC by .069". If empty, it names the labels.
+        yes_if: What a question of difference must find for its answer to be yes: that the arm's metric is "higher" or
+            "lower" than the other's, or that it is "different".
     """
 
     text: str
@@ -178,11 +183,41 @@ class Question:
     other_reading: Reading | None = None
     metric: Metric = "auroc"
     change: str = ""
+    yes_if: Literal["higher", "lower", "different"] = "different"
 
     @property
     def readings(self) -> tuple[Reading, Reading]:
         """The reading of the arm, and that of the other."""
         return self.reading, self.other_reading or self.reading
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a publication concluded, and what the study says of it.
+
+    Args:
+        claim: What the publication says, in its own terms.
+        questions: The numbers of those questions of the study, from 1, whose answers bear on it.
+        comment: What follows from how the publication was made, whatever the answers are: what is right, what is not,
+            and why.
+    """
+
+    claim: str
+    questions: Sequence[int]
+    comment: str
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Arms that differ in their number of training patches alone, `data.train_patches`: a curve in the report.
+
+    Args:
+        label: What tables and figures call it.
+        arms: The names of the arms, at least two.
+    """
+
+    label: str
+    arms: Sequence[str]
 
 
 class Run(NamedTuple):
@@ -205,13 +240,16 @@ class Plan:
         name: The name of the study, which is also that of its folder.
         title: The title of the report.
         split: The split of the data that every run is measured on: "valid", or "test" for a final report.
-        seeds: The random seeds that every arm is trained with, one run each; several show how far chance goes.
+        seeds: The random seeds that every arm is trained with unless it has its own, one run each; several show how far
+            chance goes. Two arms are compared at the seeds that both have.
         arms: The conditions that are compared, by name.
         questions: What the study asks, fixed before anything runs; p-values are corrected for their number.
         published: What a publication reports of arms, by the name of the arm; empty if there is none.
         published_tables: The tables of that publication that compare two arms.
         source: The publication, or what the study is about, as the report prints it.
         note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
+        conclusions: What the publication concluded, each with what this study says of it.
+        growths: How AUROC grows with the number of training patches, in these series of arms.
     """
 
     name: str
@@ -224,6 +262,8 @@ class Plan:
     published_tables: Sequence[PublishedTable]
     source: str
     note: str = ""
+    conclusions: Sequence[Conclusion] = ()
+    growths: Sequence[Growth] = ()
 
     def __post_init__(self) -> None:
         _check_name("a study", self.name)
@@ -234,6 +274,7 @@ class Plan:
             raise UserError(f"Expected arms with labels that differ, but found {labels}; correct the study's YAML.")
         named = [name for question in self.questions for name in (question.arm, question.other)]
         named += [*self.published, *(name for table in self.published_tables for name in (table.arm, table.other))]
+        named += [name for growth in self.growths for name in growth.arms]
         unknown = sorted(set(named) - set(self.arms))
         if unknown:
             raise UserError(
@@ -248,8 +289,15 @@ class Plan:
                 f"Expected published values of each arm of a published table, but found none of "
                 f"{', '.join(unpublished)}; add them to `published` in the study's YAML."
             )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"Expected seeds that differ, at least one, but found {list(self.seeds)}.")
+        numbers = {number for conclusion in self.conclusions for number in conclusion.questions}
+        if not numbers <= set(range(1, len(self.questions) + 1)):
+            raise UserError(
+                f"Expected conclusions about questions 1 to {len(self.questions)}, but found "
+                f"{', '.join(map(str, sorted(numbers)))}; correct the study's YAML."
+            )
+        for seeds in (self.seeds, *map(self.seeds_of, self.arms)):
+            if not seeds or len(set(seeds)) < len(seeds):
+                raise UserError(f"Expected seeds that differ, at least one, but found {list(seeds)}.")
         for question in self.questions:
             if question.margin is not None if question.test == "difference" else not (question.margin or 0) > 0:
                 raise UserError(
@@ -271,6 +319,26 @@ class Plan:
                 f"'{reading}', but it has none; correct the study's YAML."
             )
 
+    def train_patches(self, growth: Growth) -> dict[str, int]:
+        """Look up the number of training patches of each arm of a series.
+
+        Raises:
+            UserError: If an arm does not state it, or two arms have the same.
+        """
+        found = {name: self.arms[name].options().get("data.train_patches") for name in growth.arms}
+        numbers = {name: number for name, number in found.items() if isinstance(number, int)}
+        if len(numbers) < len(growth.arms) or len(set(numbers.values())) < max(2, len(numbers)):
+            raise UserError(
+                f"Expected at least two arms in '{growth.label}', each with a data.train_patches of its own, but found "
+                f"{found}; correct the study's YAML."
+            )
+        return numbers
+
+    def seeds_of(self, arm: str) -> Sequence[int]:
+        """Look up the seeds that an arm is trained with."""
+        own = self.arms[arm].seeds
+        return self.seeds if own is None else own
+
     def runs(self) -> list[Run]:
         """List all runs, the shortest first, so that a study that is stopped early has the most answers.
 
@@ -278,7 +346,9 @@ class Plan:
             UserError: If an arm has no number of steps.
         """
         steps = {name: arm.max_steps(name) for name, arm in self.arms.items()}
-        return sorted((Run(arm, seed) for seed in self.seeds for arm in self.arms), key=lambda run: steps[run.arm])
+        places = [(place, Run(arm, seed)) for arm in self.arms for place, seed in enumerate(self.seeds_of(arm))]
+        # The first seed of each arm before the second of any; `sorted` keeps the order of the arms.
+        return [run for _, run in sorted(places, key=lambda found: (steps[found[1].arm], found[0]))]
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -1,16 +1,8 @@
 """The report of a study: its pages, its tables and its figures, with the words that explain them."""
 
 import base64
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from pcam.atomic import atomic_path
 from pcam.evaluation import figures as evaluation_figures
@@ -26,61 +18,40 @@ from pcam.study.analysis import (
     measure_lags,
     number_tables,
 )
-from pcam.study.figures import (
-    MOST_BANDS,
-    ForestRow,
-    forest_figure,
-    loss_figure,
-    published_roc_figure,
-    roc_of_arms_figure,
-)
+from pcam.study.growth import fit_growths
 from pcam.study.pages import Block, picture_block, render_html, render_markdown, table_block
-from pcam.study.plan import METRIC_NAMES, Metric, Plan
+from pcam.study.pictures import PUBLISHED_METRICS, Picture, any_batch_norm, draw_pictures
+from pcam.study.plan import METRIC_NAMES, Plan
 from pcam.study.readings import MAIN_READING, PUBLISHED_READING, READING_MOMENTA, READING_NAMES, Reading
-from pcam.study.results import METRICS, RunResult
+from pcam.study.results import METRICS
 from pcam.study.runner import StudyFolder
 from pcam.study.sentences import (
+    METRIC_MEANINGS,
     METRIC_UNITS,
     AnswerWords,
     answer_words,
     claims,
+    growth_words,
     interval_words,
     lag_words,
     missing_words,
     p_words,
-    side_names,
+    seeds_words,
     spread_words,
 )
 
-PUBLISHED_METRICS: Final[Sequence[Metric]] = ("auroc", "loss", "accuracy")
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the report.
-
-    Args:
-        name: The name of its files, without ending.
-        figure: The figure.
-        caption: What it shows.
-        alternative: The same, with its numbers, for people who cannot see it.
-    """
-
-    name: str
-    figure: Figure
-    caption: str
-    alternative: str
-
-
-def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
+def write_report(plan: Plan, folder: StudyFolder, page: Path | None = None) -> list[Path]:
     """Write `report.html`, `report.md`, the tables as CSV and the figures.
 
     Args:
         plan: The study.
-        folder: The folder of the study, whose runs are read and whose report is written.
+        folder: The folder of the study, whose results are read and whose report is written.
+        page: Where else to write the Markdown page; its figures go into the folder `images` beside it, under the name
+            of the page and their own.
 
     Returns:
-        The paths of the two pages.
+        The paths of the pages.
 
     Raises:
         UserError: If no run is done, if one was trained with other options than its arm has, or if runs were trained
@@ -89,22 +60,36 @@ def write_report(plan: Plan, folder: StudyFolder) -> list[Path]:
     results = collect_results(plan, folder)
     answers, lags = answer_questions(plan, results), measure_lags(plan, results)
     words = [answer_words(plan, answer) for answer in answers]
+    growths = fit_growths(plan, results)
     tables = number_tables(plan, results, answers, lags)
     if answers:
         tables["questions"] = tables["questions"].assign(answer=[answer.plain for answer in words])
     for name, table in tables.items():
         with atomic_path(folder.report / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-    pictures = _pictures(plan, results, answers)
-    sources = {_picture_path(picture): _save(picture, folder.report) for picture in pictures}
-    page = render_markdown(
-        "report.md.j2", _context(plan, folder, results, answers, lags, words, pictures, list(tables))
-    )
-    contents = {"report.html": render_html(plan.title, page, sources), "report.md": page}
-    for name, content in contents.items():
-        with atomic_path(folder.report / name) as temporary:
+    pictures = draw_pictures(plan, results, answers, growths)
+    sources = {picture.path: picture.save(folder.report) for picture in pictures}
+    context = _context(plan, folder, results, answers, lags, words, pictures, list(tables))
+    context |= {"growths": [growth_words(fit) for fit in growths]}
+    text = render_markdown("report.md.j2", context | {"command": ""})
+    html = render_html(plan.title, text, {name: _data_uri(source) for name, source in sources.items()})
+    pages = {folder.report / "report.html": html, folder.report / "report.md": text}
+    if page is not None:
+        command = (
+            f"pcam study --config {plan.name} --report_only --results {folder.results.path.as_posix()} --page "
+            f"{page.as_posix()}"
+        )
+        text = render_markdown("report.md.j2", context | {"command": Block(command)})
+        for name, source in sources.items():
+            published = f"images/{page.stem}_{Path(name).name}"
+            text = text.replace(f"]({name})", f"]({published})")
+            with atomic_path(page.parent / published) as temporary:
+                temporary.write_bytes(source)
+        pages[page] = text
+    for path, content in pages.items():
+        with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return [folder.report / name for name in contents]
+    return list(pages)
 
 
 def _context(
@@ -119,19 +104,26 @@ def _context(
 ) -> dict[str, object]:
     """Gather what the page says."""
     run = next(iter(next(iter(results.values())).values()))
-    blocks = {
-        picture.name: picture_block(_picture_path(picture), picture.caption, picture.alternative)
-        for picture in pictures
-    }
+    blocks = {picture.name: picture_block(picture.path, picture.caption, picture.alternative) for picture in pictures}
+    asked = {question.metric for question in plan.questions}
     return {
         "plan": plan,
         "runs": len(plan.runs()),
         "done": sum(len(seeds) for seeds in results.values()),
+        "seeds": seeds_words(plan),
         "missing": [missing_words(plan, missing) for missing in find_missing(plan, folder)],
         "answers": list(zip(plan.questions, words, strict=True)),
         "claims": claims(plan, results),
         "lag": lag_words(results, lags) if lags else "",
+        "metrics": [METRIC_MEANINGS[metric] for metric in METRIC_MEANINGS if metric in asked],
+        "conclusions": [
+            (conclusion, [(plan.questions[number - 1], words[number - 1]) for number in conclusion.questions])
+            for conclusion in plan.conclusions
+        ],
         "forest": blocks.pop("forest", None),
+        "growth": blocks.pop("growth", None),
+        "readings": blocks.pop("readings", None),
+        "published": blocks.pop("published", None),
         "all_arms": blocks.pop("all_arms"),
         "pictures": list(blocks.values()),
         "questions_table": _questions_table(answers),
@@ -230,7 +222,7 @@ def _published_table(plan: Plan, results: Results) -> Block:
         last = ", ".join(sorted({f"{run.record['step']:,}" for run in runs}))
         rows.append([label, f"ours, last checkpoint{_how(plan, arm, MAIN_READING)}", *words, last])
     momentum = READING_MOMENTA[PUBLISHED_READING]
-    lag = f", with batch-norm statistics of momentum {momentum:g}" if _any_batch_norm(plan, results) else ""
+    lag = f", with batch-norm statistics of momentum {momentum:g}" if any_batch_norm(plan, results) else ""
     return table_block(
         f"The published results and ours. The published study chose the checkpoint with the lowest validation loss "
         f"('published selection'){lag}.",
@@ -295,77 +287,10 @@ def _conditions_table(plan: Plan, results: Results) -> Block:
     )
 
 
-def _any_batch_norm(plan: Plan, results: Results) -> bool:
-    """Whether the batch norm of any arm that is there is read in several ways."""
-    return any(plan.arms[arm].batch_norm_readings for arm in results)
-
-
 def _how(plan: Plan, arm: str, reading: Reading) -> str:
     """Name the reading of an arm after a comma, if its batch norm is read in several ways."""
     return f", {READING_NAMES[reading]}" if plan.arms[arm].batch_norm_readings else ""
 
 
-def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[Picture]:
-    arms = {plan.arms[arm].label: list(seeds.values()) for arm, seeds in results.items()}
-    means = {label: (runs, mean_auroc(runs, MAIN_READING)) for label, runs in arms.items()}
-    units = "slides" if next(iter(arms.values()))[0].slides_known else "groups of identical patches"
-    how = f", batch norm {READING_NAMES[MAIN_READING]}" if _any_batch_norm(plan, results) else ""
-    bands = f", with 95 % bands from resampling {units} and seeds" if len(arms) <= MOST_BANDS else ""
-    aurocs = "; ".join(f"{label} {mean.estimate:.4f}" for label, (_, mean) in means.items())
-    pictures = [
-        Picture(
-            "all_arms",
-            roc_of_arms_figure(means, MAIN_READING),
-            f"ROC curves of all arms at their last checkpoints{how}: means over seeds{bands}.",
-            f"ROC curves. AUROC: {aurocs}.",
-        )
-    ]
-    rows = [
-        ForestRow(answer.question, answer.difference, side_names(plan, answer.question))
-        for answer in answers
-        if answer.difference is not None and isfinite(answer.difference.standard_error)
-    ]
-    if rows:
-        numbers = "; ".join(
-            f"{METRIC_NAMES[row.question.metric]} of {' minus '.join(row.sides)} {row.difference.estimate:+.4f} "
-            f"({interval_words(row.difference.interval())})"
-            for row in rows
-        )
-        caption = "The difference that each question is about, with its 95 % interval; grey: the margin of equivalence."
-        pictures.append(Picture("forest", forest_figure(rows), caption, f"{numbers}."))
-    for arm, seeds in results.items():
-        published, label, runs = plan.published.get(arm), plan.arms[arm].label, list(seeds.values())
-        if published is not None and published.roc_figure is not None:
-            caption = f"Published figure {published.roc_figure} again, at the last checkpoint: {label}."
-            figure = published_roc_figure(label, runs, published)
-            alternative = f"ROC curves of {label}; {_reading_words(runs, 'auroc')}."
-            pictures.append(Picture(f"roc_{arm}", figure, caption, alternative))
-        again = f"Published figure {published.loss_figure} again: l" if published and published.loss_figure else "L"
-        caption = f"{again}osses of {label}. Thin lines: each seed; thick lines: their mean."
-        alternative = f"Losses of {label} over steps. At the last step: {_reading_words(runs, 'loss')}."
-        pictures.append(Picture(f"loss_{arm}", loss_figure(label, runs, published), caption, alternative))
-    return pictures
-
-
-def _reading_words(runs: Sequence[RunResult], metric: Metric) -> str:
-    names = runs[0].reading_names
-    values = {reading: np.mean([run.metrics(reading)[metric] for run in runs]) for reading in names}
-    return ", ".join(f"{METRIC_NAMES[metric]} {value:.3f} {names[reading]}" for reading, value in values.items())
-
-
-def _picture_path(picture: Picture) -> str:
-    """The path of a picture, relative to the pages."""
-    return f"figures/{picture.name}.svg"
-
-
-def _save(picture: Picture, folder: Path) -> str:
-    """Write a figure as SVG and PNG; return the SVG as a data URI."""
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": picture.name}):  # else matplotlib draws new names of its parts each time
-        picture.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    path = folder / _picture_path(picture)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    with atomic_path(path.with_name(f"{picture.name}.png")) as temporary:
-        picture.figure.savefig(temporary, format="png", dpi=150)
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

@@ -1,138 +1,75 @@
-"""The result of a run: the files that measuring it writes, and that the report reads."""
+"""Results: what a report needs to know of each run, in a few small files that outlive the run itself.
 
+A folder of results has `patches.csv.gz`, with the name, label and group of each patch that was measured, and a folder
+for each run, `<arm>_seed_<seed>`:
+
+- `logits.csv.gz`: the logit of each patch in each reading, in the order of `patches.csv.gz`
+- `curves.csv.gz`: what was logged in training
+- `record.json`: everything else: the arm's options, the environment, the metrics. It is written last, so its presence
+  says that the run is done.
+
+The whole report follows from them, so a study can be checked, or go on, on a machine that has nothing else of it.
+"""
+
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
 from pcam.evaluation.metrics import Cuts, cross_entropy
-from pcam.evaluation.predictions import Predictions
-from pcam.options import SplitName
-from pcam.run_folder import RunFolder
-from pcam.study.plan import Metric, Run
+from pcam.evaluation.statistics import independent_units
+from pcam.study.plan import Metric, Plan, Run
 from pcam.study.readings import READINGS, TRAINED_READING, Reading, reading_names
+
+if TYPE_CHECKING:
+    from pcam.evaluation.predictions import Predictions
 
 METRICS: Final[Sequence[Metric]] = ("auroc", "average_precision", "accuracy", "loss")
 """What is computed of each reading: accuracy is at a score of 0.5, and loss is in nats."""
 
+PATCHES: Final = "patches.csv.gz"
+LOGITS: Final = "logits.csv.gz"
+CURVES: Final = "curves.csv.gz"
+RECORD: Final = "record.json"
+
 _RECORD_KEYS: Final = (
-    "split", "patches", "step", "batch_size", "train_patches", "passes", "data_fingerprint", "seconds", "environment",
-    "readings",
+    "arm", "seed", "digest", "split", "step", "batch_size", "train_patches", "passes", "data_fingerprint", "seconds",
+    "environment", "readings",
 )  # fmt: skip
-_ENVIRONMENT_KEYS: Final = ("python", "packages", "device", "threads", "git_commit", "data_fingerprints")
-
-PREDICTIONS_FOLDER: Final = "study"
-"""The folder below a run's folder with the predictions of each reading."""
+ENVIRONMENT_KEYS: Final = ("python", "packages", "device", "threads", "git_commit", "data_fingerprints")
+"""What must be known of where a run was trained."""
 
 
-def compute_metrics(predictions: Predictions) -> dict[Metric, float]:
+def compute_metrics(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> dict[Metric, float]:
     """Compute `METRICS` over all patches.
 
     Args:
-        predictions: Predictions of patches of both classes.
+        labels: The true label of each patch, 0 or 1; both must occur.
+        logits: The logit of each patch.
 
     Returns:
         The value of each metric, by name.
     """
-    labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
-    cuts = Cuts.count(labels, logits, np.ones((1, len(labels))))
+    true, found = labels.astype(np.float64), logits.astype(np.float64)
+    cuts = Cuts.count(true, found, np.ones((1, len(true))))
     return {
         "auroc": float(cuts.auroc()[0]),
         "average_precision": float(cuts.average_precision()[0]),
         "accuracy": float(cuts.decisions(0.0)["accuracy"][0]),
-        "loss": float(cross_entropy(labels, logits).mean()),
+        "loss": float(cross_entropy(true, found).mean()),
     }
-
-
-def write_result(
-    run: Run, trained: RunFolder, split: SplitName, readings: Mapping[Reading, Predictions], facts: Mapping[str, Any]
-) -> None:
-    """Write the predictions of each reading, then `study.json`, whose presence says that the run is done.
-
-    The files are small enough to be kept for years: no patches, compressed, without what follows from the rest. The
-    patches stay in the order of the packed store, which depends on their pixels and not on what they are called.
-
-    Args:
-        run: The run.
-        trained: The folder of the run.
-        split: The split that was predicted.
-        readings: The predictions of each reading, all of the same patches.
-        facts: What else the report says of the run, by name.
-    """
-    for reading, predictions in readings.items():
-        _number_groups(predictions).write(_predictions_path(trained.path, split, reading), compact=True)
-    record = {
-        "arm": run.arm,
-        "seed": run.seed,
-        "split": split,
-        "patches": len(next(iter(readings.values())).ids),
-        **facts,
-        "seconds": _training_seconds(trained.path),
-        "environment": _read_environment(trained.path / "environment.json"),
-        "readings": {reading: compute_metrics(predictions) for reading, predictions in readings.items()},
-    }
-    with atomic_path(trained.path / "study.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _read_environment(path: Path) -> dict[str, Any]:
-    try:
-        environment: dict[str, Any] = json.loads(path.read_text())
-        _check_keys(environment, _ENVIRONMENT_KEYS, "")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"Expected what a run was trained on in {path}, but it cannot be read ({error}); move {path.parent} away, "
-            f"and the study trains the run again."
-        ) from error
-    return environment
-
-
-def _check_record(record: Mapping[str, Any]) -> None:
-    """Refuse, with a ValueError or a TypeError, a record that lacks what a report needs."""
-    _check_keys(record, _RECORD_KEYS, "")
-    _check_keys(record["environment"], _ENVIRONMENT_KEYS, "environment.")
-    _check_keys(record["environment"]["packages"], ("torch", "lightning"), "environment.packages.")
-    _check_keys(record["environment"]["data_fingerprints"], ("train",), "environment.data_fingerprints.")
-    unknown = sorted(set(record["readings"]) - set(READINGS))
-    if unknown or TRAINED_READING not in record["readings"]:
-        raise ValueError(f"its readings are {', '.join(record['readings']) or 'none'}")
-    for reading, metrics in record["readings"].items():
-        _check_keys(metrics, METRICS, f"readings.{reading}.")
-
-
-def _check_keys(found: Mapping[str, Any], keys: Sequence[str], prefix: str) -> None:
-    missing = [f"{prefix}{key}" for key in keys if key not in found]
-    if missing or not isinstance(found, dict):
-        raise ValueError(f"it has no {', '.join(missing) or 'keys'}")
-
-
-def _predictions_path(folder: Path, split: SplitName, reading: Reading) -> Path:
-    return folder / PREDICTIONS_FOLDER / f"{split}_{reading}.csv.gz"
-
-
-def _number_groups(predictions: Predictions) -> Predictions:
-    """Name groups by numbers, in the order of their first patches: hashes of pixels would be most of a file."""
-    numbers, _ = pd.factorize(np.array(predictions.groups, dtype=object))
-    return replace(predictions, groups=numbers.astype(np.str_).tolist())
-
-
-def _training_seconds(folder: Path) -> float:
-    """Sum the time from the first to the last event of each TensorBoard file: training with its validations."""
-    total = 0.0
-    for path in folder.glob("events.out.tfevents.*"):
-        times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
-        total += max(times) - min(times)
-    return total
 
 
 @dataclass(frozen=True)
@@ -140,42 +77,14 @@ class RunResult:
     """The result of a run that is done.
 
     Args:
-        folder: The folder of the run.
-        record: What its `study.json` says.
+        folder: The folder of the result.
+        record: What its `record.json` says.
+        patches: The patches that it was measured on: `label`, `group` and, where slides are known, `slide` of each.
     """
 
     folder: Path
     record: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path, split: SplitName) -> "RunResult":
-        """Read a result.
-
-        Args:
-            path: The `study.json` of a run.
-            split: The split that the report is on.
-
-        Returns:
-            The result. Its predictions and curves are read when they are asked for.
-
-        Raises:
-            UserError: If the file is damaged, or the result is of another split.
-        """
-        try:
-            record = json.loads(path.read_text())
-            _check_record(record)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"Expected the result of a run in {path}, but it is not whole ({error}); copy the run's folder again, "
-                f"or delete the file, and the study measures the run again."
-            ) from error
-        found = record["split"]
-        if found != split:
-            raise UserError(
-                f"Expected a result on the split '{split}' in {path}, but found one on '{found}'; delete it, and the "
-                f"study measures the run again."
-            )
-        return cls(path.parent, record)
+    patches: pd.DataFrame
 
     @property
     def reading_names(self) -> dict[Reading, str]:
@@ -187,50 +96,45 @@ class RunResult:
         metrics: dict[Metric, float] = self.record["readings"][self._present(reading)]
         return metrics
 
-    def predictions(self, reading: Reading) -> Predictions:
-        """Look up the predictions of a reading.
+    def logits(self, reading: Reading) -> NDArray[np.float64]:
+        """Look up the logit of each patch in a reading.
 
         Args:
             reading: A reading. For a network whose batch norm is read in one way, that one stands for all of them.
 
         Returns:
-            The predictions in the order of the packed store, which is the same in all readings and all runs of a study,
-            also if they had the same patches in different forms, where patches have different ids.
+            The logits in the order of the packed store, which is the same in all readings and all runs of a study, also
+            if they had the same patches in different forms, where patches have different names.
 
         Raises:
             UserError: If the file is damaged, or the run has no such reading.
         """
-        return self._predictions[self._present(reading)]
-
-    def logits(self, reading: Reading) -> NDArray[np.float64]:
-        """Look up the logits of a reading, in the order of the packed store."""
-        return self.predictions(reading).logits.astype(np.float64)
+        return self._logits[self._present(reading)].to_numpy(np.float64)
 
     @property
     def labels(self) -> NDArray[np.float64]:
         """The true label of each patch, 0 or 1."""
-        return self._first.labels.astype(np.float64)
+        return self.patches["label"].to_numpy(dtype=np.str_).astype(np.float64)
 
     @property
     def slides_known(self) -> bool:
         """Whether the slides of patches are known."""
-        return self._first.slides is not None
+        return "slide" in self.patches
 
     @property
     def units(self) -> list[str]:
         """The independent unit of each patch: its slide if that is known, else its group of identical patches."""
-        return self._first.units
+        return independent_units(
+            self.patches["group"].tolist(), self.patches["slide"].tolist() if self.slides_known else None
+        )
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """Everything that was logged in training, one row a step."""
-        path = self.folder / "metrics.csv"
-        try:
-            table = pd.read_csv(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise self._damaged(path) from error
+        path = self.folder / CURVES
+        table = _read_table(path)
         if not all(name in table and is_numeric_dtype(table[name]) for name in ("step", "train/loss", "val/loss")):
-            raise self._damaged(path)
+            raise _damaged(path)
         return table
 
     def validation(self, metric: Metric, reading: Reading) -> "pd.Series[float]":
@@ -267,27 +171,167 @@ class RunResult:
         if reading == "stain_shifted":
             raise UserError(
                 f"Expected {self.folder} to be read with shifted stains too, but its arm had none; move the folder "
-                f"away, and the study trains the run again."
+                f"away, and the study measures the run again."
             )
         return TRAINED_READING
 
-    @property
-    def _first(self) -> Predictions:
-        return next(iter(self._predictions.values()))
+    @cached_property
+    def _logits(self) -> pd.DataFrame:
+        path = self.folder / LOGITS
+        table = _read_table(path)
+        numbers = all(reading in table and is_numeric_dtype(table[reading]) for reading in self.record["readings"])
+        if not numbers or len(table) != len(self.patches) or table.isna().any(axis=None):
+            raise _damaged(path)
+        return table.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """The folder with the results of a study's runs.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    def is_done(self, run: Run) -> bool:
+        """Whether the result of a run is there."""
+        return (self.path / run.name / RECORD).exists()
+
+    def write(
+        self, run: Run, readings: "Mapping[Reading, Predictions]", curves: bytes, facts: Mapping[str, Any]
+    ) -> None:
+        """Write the result of a run.
+
+        Args:
+            run: The run.
+            readings: The predictions of each reading, all of the same patches.
+            curves: What was logged in training, as CSV.
+            facts: What else `record.json` says, by name.
+
+        Raises:
+            UserError: If the results of other runs are of other patches.
+        """
+        first = next(iter(readings.values()))
+        # Groups by numbers, in the order of their first patches: hashes of pixels would be most of the file.
+        columns = {"id": first.ids, "label": first.labels, "group": pd.factorize(np.array(first.groups, object))[0]}
+        table = pd.DataFrame(columns | ({} if first.slides is None else {"slide": first.slides})).astype(str)
+        path = self.path / PATCHES
+        if not path.exists():
+            _write_table(table, path)
+        elif not self.patches.drop(columns="id").equals(table.drop(columns="id")):  # names differ from form to form
+            raise UserError(
+                f"Expected the results in {self.path} to be of one set of patches, but {run.name} was measured on "
+                f"others; give its results a folder of their own."
+            )
+        folder = self.path / run.name
+        # Nine digits determine a float32.
+        logits = {reading: [f"{logit:.9g}" for logit in found.logits] for reading, found in readings.items()}
+        _write_table(pd.DataFrame(logits), folder / LOGITS)
+        _write(curves, folder / CURVES)
+        metrics = {reading: compute_metrics(found.labels, found.logits) for reading, found in readings.items()}
+        record = {"arm": run.arm, "seed": run.seed, **facts, "readings": metrics}
+        _write((json.dumps(record, indent=2) + "\n").encode(), folder / RECORD)
+
+    def files(self, run: Run) -> dict[str, bytes]:
+        """Read the files of a run's result, to be carried to another machine; `record.json` comes last."""
+        names = [PATCHES, *(f"{run.name}/{name}" for name in (LOGITS, CURVES, RECORD))]
+        return {name: (self.path / name).read_bytes() for name in names}
+
+    def take(self, files: Mapping[str, bytes]) -> None:
+        """Write what `files` has read on another machine; what is there stays."""
+        for name, content in files.items():
+            if not (self.path / name).exists():
+                with atomic_path(self.path / name) as temporary:
+                    temporary.write_bytes(content)
+
+    def read(self, plan: Plan, run: Run) -> RunResult:
+        """Read the result of a run.
+
+        Args:
+            plan: The study.
+            run: A run that is done.
+
+        Returns:
+            The result. Its logits and curves are read when they are asked for.
+
+        Raises:
+            UserError: If a file is damaged, or the result is of another split or of other options than the plan's.
+        """
+        path = self.path / run.name / RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            _check_record(record)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"Expected the result of a run in {path}, but it is not whole ({error}); copy the folder again, or "
+                f"delete it, and the study measures the run again."
+            ) from error
+        if record["split"] != plan.split:
+            raise UserError(
+                f"Expected a result on the split '{plan.split}' in {path}, but found one on '{record['split']}'; move "
+                f"it away, and the study measures the run again."
+            )
+        if (record["arm"], record["seed"], record["digest"]) != (*run, plan.arms[run.arm].digest()):
+            raise UserError(
+                f"Expected {path.parent} to be the result of the arm '{run.arm}' as the study's YAML has it, but "
+                f"{path.name} says that it was trained with other options; move it away, or give the study another "
+                f"name."
+            )
+        return RunResult(path.parent, record, self.patches)
 
     @cached_property
-    def _predictions(self) -> dict[Reading, Predictions]:
-        found: dict[Reading, Predictions] = {}
-        for reading in self.record["readings"]:
-            path = _predictions_path(self.folder, self.record["split"], reading)
-            found[reading] = Predictions.read(path)
-            first = next(iter(found.values()))
-            if len(found[reading].ids) != self.record["patches"] or found[reading].ids != first.ids:
-                raise self._damaged(path)
-        return found
+    def patches(self) -> pd.DataFrame:
+        """The patches that all runs were measured on: `id`, `label`, `group` and perhaps `slide`, as text."""
+        path = self.path / PATCHES
+        table = _read_table(path, dtype=str, keep_default_na=False)  # a slide may be called "NA"
+        if not {"id", "label", "group"} <= set(table) or not table["label"].isin(["0", "1"]).all():
+            raise _damaged(path)
+        return table
 
-    def _damaged(self, path: Path) -> UserError:
-        return UserError(
-            f"Expected {path} as the study wrote it, but it is not there or not whole; copy the run's folder again, or "
-            f"delete its study.json, and the study measures the run again."
-        )
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    _write(table.to_csv(index=False).encode(errors="surrogateescape"), path)  # names of files need not be UTF-8
+
+
+def _write(content: bytes, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        # Without the time that gzip would store, so that the same result is the same bytes.
+        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def _read_table(path: Path, **options: Any) -> pd.DataFrame:
+    try:
+        text = gzip.decompress(path.read_bytes()).decode(errors="surrogateescape")
+        table: pd.DataFrame = pd.read_csv(io.StringIO(text), **options)
+    except (FileNotFoundError, EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path) from error
+    return table
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"Expected {path} as the study wrote it, but it is not there or not whole; copy it again, or delete the "
+        f"{RECORD} of the runs that need it, and the study measures them again."
+    )
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Refuse, with a ValueError or a TypeError, a record that lacks what a report needs."""
+    check_keys(record, _RECORD_KEYS, "")
+    check_keys(record["environment"], ENVIRONMENT_KEYS, "environment.")
+    check_keys(record["environment"]["packages"], ("torch", "lightning"), "environment.packages.")
+    check_keys(record["environment"]["data_fingerprints"], ("train",), "environment.data_fingerprints.")
+    unknown = sorted(set(record["readings"]) - set(READINGS))
+    if unknown or TRAINED_READING not in record["readings"]:
+        raise ValueError(f"its readings are {', '.join(record['readings']) or 'none'}")
+    for reading, metrics in record["readings"].items():
+        check_keys(metrics, METRICS, f"readings.{reading}.")
+
+
+def check_keys(found: Mapping[str, Any], keys: Sequence[str], prefix: str) -> None:
+    """Refuse, with a ValueError or a TypeError, what is no mapping with these keys."""
+    missing = [f"{prefix}{key}" for key in keys if key not in found]
+    if missing or not isinstance(found, dict):
+        raise ValueError(f"it has no {', '.join(missing) or 'keys'}")

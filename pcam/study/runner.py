@@ -1,37 +1,43 @@
-"""Train the runs of a study that are missing, one after the other, each in a process of its own."""
+"""Do one run of a study: train it to its end and measure it, each in a process of its own."""
 
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import pandas as pd
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pcam.atomic import atomic_path
-from pcam.errors import SIGNALS, StoppedError, UserError
+from pcam.errors import UserError
 from pcam.run_folder import RunFolder
 from pcam.shipped import find_config
 from pcam.study.plan import Plan, Run
+from pcam.study.results import ResultsFolder
 
 TRAIN_COMMAND: Final = (sys.executable, "-m", "pcam", "train")
 """The command that trains a run; the run's options follow."""
 
+MEASURE_COMMAND: Final = (sys.executable, "-m", "pcam.study.measure")
+"""The command that measures a trained run; what it takes follows."""
+
 POLL_SECONDS: Final = 1.0
 """Seconds between two looks at how far a run has got."""
 
-STOPPED: Final = "Stopped; what is done is kept, and the same command goes on with the rest, within a run too."
+STOPPED: Final = "it was stopped"
+TAKEN: Final = "another process is training it"
 
-MeasureRun = Callable[[Run, RunFolder], None]
-"""A function that measures a trained run and writes its result."""
+Watch = Callable[[int], int]
+"""Is told, about once a second, the step that a run has reached; gives the number of a signal that asks it to stop, or
+0."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,16 @@ class StudyFolder:
 
     Args:
         path: The folder.
+        results_path: The folder of the results; None is `results` in the study's.
     """
 
     path: Path
+    results_path: Path | None = None
+
+    @cached_property
+    def results(self) -> ResultsFolder:
+        """The results of the runs that are done."""
+        return ResultsFolder(self.results_path or self.path / "results")
 
     @property
     def runs(self) -> Path:
@@ -63,7 +76,7 @@ class StudyFolder:
         return self.runs / run.name / "not_run.txt"
 
     def check_arm(self, plan: Plan, run: Run) -> None:
-        """Refuse a run that was trained with other options than its arm has now.
+        """Refuse a run that was trained, or began to be, with other options than its arm has now.
 
         Args:
             plan: The study.
@@ -72,6 +85,8 @@ class StudyFolder:
         Raises:
             UserError: If the options differ.
         """
+        if self.results.is_done(run):
+            self.results.read(plan, run)
         path = self.runs / run.name / "arm.json"
         if not path.exists():
             return
@@ -84,11 +99,6 @@ class StudyFolder:
                 f"Expected {path.parent} to be a run of the arm '{run.arm}' as the study's YAML has it, but {path} "
                 f"says that it was trained with other options; move it away, or give the study another name."
             )
-
-    def result(self, run: Run) -> Path | None:
-        """Find the `study.json` of a run, which exists if the run is done; its checkpoints may be gone."""
-        results = [version.path / "study.json" for version in RunFolder.versions(self.runs, run.name)]
-        return next((result for result in reversed(results) if result.exists()), None)
 
     def trained(self, run: Run) -> RunFolder | None:
         """Find the latest folder of a run that has a checkpoint, if there is one."""
@@ -104,146 +114,112 @@ class Conditions:
         root: The folder with the patches.
         weights: A file with pretrained weights, for the arms that start from such; None takes those that their configs
             name.
+        threads: The CPU threads of each run; None leaves them to PyTorch.
     """
 
     root: Path
     weights: Path | None = None
+    threads: int | None = None
 
 
-def execute(
-    plan: Plan, runs: Sequence[Run], folder: StudyFolder, conditions: Conditions, measure_run: MeasureRun
-) -> dict[Run, str]:
-    """Train and measure those runs that are not done.
-
-    A run that was interrupted goes on from its last checkpoint. A run that another process is training is left to that
-    process. If a run fails, the reason is kept, and the next run begins.
-
-    Args:
-        plan: The study.
-        runs: The runs that this process is to do.
-        folder: The folder of the study.
-        conditions: What all runs share.
-        measure_run: A function that measures a trained run and writes its result.
-
-    Returns:
-        The runs that failed, each with the reason in a sentence.
-
-    Raises:
-        StoppedError: After SIGINT, SIGTERM or SIGHUP.
-        UserError: If a run's folder holds a run of another arm than the plan's.
-    """
-    for run in runs:
-        folder.check_arm(plan, run)
-    open_runs = [run for run in runs if folder.result(run) is None]
-    steps = {run: plan.arms[run.arm].max_steps(run.arm) for run in open_runs}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    failures: dict[Run, str] = {}
-    with Progress(*columns, TimeRemainingColumn(), speed_estimate_period=600) as progress, _signals() as received:
-        bar = progress.add_task("Nothing to train", total=sum(steps.values()))
-        done = 0
-        for number, run in enumerate(open_runs, start=1):
-            progress.update(bar, description=f"{run.name} ({number} of {len(open_runs)})")
-
-            def advance(step: int, done: int = done) -> None:
-                progress.update(bar, completed=done + step)
-
-            reason = _train_and_measure(plan, run, folder, conditions, measure_run, advance, received)
-            if reason is not None:
-                failures[run] = reason
-                progress.console.print(f"{run.name} failed: {reason}")
-            if received:
-                raise StoppedError(received[0], STOPPED)
-            done += steps[run]
-            advance(steps[run])
-    return failures
-
-
-def _train_and_measure(
-    plan: Plan,
-    run: Run,
-    folder: StudyFolder,
-    conditions: Conditions,
-    measure_run: MeasureRun,
-    advance: Callable[[int], None],
-    received: list[int],
-) -> str | None:
-    """Train one run to its end and measure it; return why that failed, or None."""
-    place = folder.runs / run.name
-    place.mkdir(parents=True, exist_ok=True)
-    with _lock(place / "lock") as lock:
-        if lock is None:
-            return "another process is training it"
-        if folder.result(run) is not None:  # another process has done it since this one looked
-            return None
-        with atomic_path(place / "arm.json") as temporary:
-            arm = plan.arms[run.arm]
-            temporary.write_text(json.dumps({"digest": arm.digest(), "options": arm.options()}, indent=2) + "\n")
-        exit_code = _train(plan, run, folder, conditions, advance, received, lock)
-        if received:
-            raise StoppedError(received[0], STOPPED)
-        trained = folder.trained(run)
-        try:
-            if exit_code != 0 or trained is None:
-                raise UserError(_reason(exit_code, folder.log(run)))
-            measure_run(run, trained)
-        except UserError as error:
-            with atomic_path(folder.failure(run)) as temporary:
-                temporary.write_text(f"{error}\n")
-            return str(error)
-        folder.failure(run).unlink(missing_ok=True)
-    return None
-
-
-def _train(
-    plan: Plan,
-    run: Run,
-    folder: StudyFolder,
-    conditions: Conditions,
-    advance: Callable[[int], None],
-    received: list[int],
-    lock: int,
-) -> int:
-    trained = folder.trained(run)
-    options = (
-        ["--resume", str(trained.path), "--data.root", str(conditions.root)]
-        if trained
-        else train_options(plan, run, folder, conditions)
-    )
-    with folder.log(run).open("a") as log:
-        # In a session of its own: else Ctrl-C in a terminal would reach it beside the signal that is forwarded below,
-        # and a second signal ends training without a checkpoint. It inherits the lock, so that the run is not trained
-        # twice if only this process is killed.
-        process = subprocess.Popen(
-            [*TRAIN_COMMAND, *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=[lock],
-        )
-        forwarded = False
-        while True:
-            try:
-                return process.wait(POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                advance(_last_step(folder, run))
-            if received and not forwarded:
-                # A closed terminal is no reason to lose the steps since the last checkpoint.
-                process.send_signal(signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM)
-                forwarded = True
-
-
-def train_options(plan: Plan, run: Run, folder: StudyFolder, conditions: Conditions) -> list[str]:
-    """Write the command line that trains a run from the beginning.
+@dataclass(frozen=True)
+class Job:
+    """One run to do, with everything that this takes, so that it can be done by another process or machine.
 
     Args:
         plan: The study.
         run: The run.
         folder: The folder of the study.
         conditions: What all runs share.
+    """
+
+    plan: Plan
+    run: Run
+    folder: StudyFolder
+    conditions: Conditions
+
+    def do(self, watch: Watch) -> str | None:
+        """Train the run to its end and measure it.
+
+        If it was interrupted it goes on from its last checkpoint. If another process is training it, it is left to that
+        one.
+
+        Args:
+            watch: Is told how far the run has got, and may ask it to stop; it then stops with a checkpoint.
+
+        Returns:
+            Why it is not done, in a sentence; None if it is done.
+        """
+        place = self.folder.runs / self.run.name
+        if watch(0):
+            return STOPPED
+        place.mkdir(parents=True, exist_ok=True)
+        with _lock(place / "lock") as lock:
+            if lock is None:
+                return TAKEN
+            if self.folder.results.is_done(self.run):  # another process has done it since this one looked
+                return None
+            try:
+                self.folder.check_arm(self.plan, self.run)
+                arm = self.plan.arms[self.run.arm]
+                with atomic_path(place / "arm.json") as temporary:
+                    content = {"digest": arm.digest(), "options": arm.options()}
+                    temporary.write_text(json.dumps(content, indent=2) + "\n")
+                return self._process(train_command(self), lock, watch) or self._measure(lock, watch)
+            except UserError as error:
+                return str(error)
+
+    def _measure(self, lock: int, watch: Watch) -> str | None:
+        trained = self.folder.trained(self.run)
+        if trained is None:
+            return "its training has left no checkpoint"
+        results = self.folder.results.path
+        words = [trained.path, *self.run, self.plan.split, self.conditions.root, results]
+        return self._process([*MEASURE_COMMAND, *map(str, words)], lock, watch)
+
+    def _process(self, command: Sequence[str], lock: int, watch: Watch) -> str | None:
+        """Run a command to its end; return why it failed or was stopped, or None."""
+        signal_number = 0
+        with self.folder.log(self.run).open("a") as log:
+            # In a session of its own: else Ctrl-C in a terminal would reach it beside the signal that is forwarded
+            # below, and a second signal ends training without a checkpoint. It inherits the lock, so that the run is
+            # not trained twice if only this process is killed.
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock],
+                env=_environment(self.conditions.threads),
+            )
+            while True:
+                try:
+                    exit_code = process.wait(POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    found = watch(_last_step(self.folder, self.run))
+                if found and not signal_number:
+                    # A closed terminal is no reason to lose the steps since the last checkpoint.
+                    process.send_signal(signal.SIGINT if found == signal.SIGINT else signal.SIGTERM)
+                    signal_number = found
+        if signal_number:
+            return STOPPED
+        return _reason(exit_code, self.folder.log(self.run)) if exit_code else None
+
+
+def train_command(job: Job) -> list[str]:
+    """Write the command that trains a run, from the beginning or from its last checkpoint.
+
+    Args:
+        job: The run.
 
     Returns:
-        The words that follow `pcam train`.
+        The words of the command.
     """
+    plan, run, folder, conditions = job.plan, job.run, job.folder, job.conditions
+    trained = folder.trained(run)
+    if trained:
+        return [*TRAIN_COMMAND, "--resume", str(trained.path), "--data.root", str(conditions.root)]
     arm = plan.arms[run.arm]
     options = {
         "config": find_config(arm.config),
@@ -257,7 +233,12 @@ def train_options(plan: Plan, run: Run, folder: StudyFolder, conditions: Conditi
     if conditions.weights is not None and arm.uses_weights():
         options["model.network.weights"] = conditions.weights
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return [*words, *(["--trainer.callbacks+=pcam.training.BatchNormReadings"] if arm.batch_norm_readings else [])]
+    callbacks = ["--trainer.callbacks+=pcam.training.BatchNormReadings"] if arm.batch_norm_readings else []
+    return [*TRAIN_COMMAND, *words, *callbacks]
+
+
+def _environment(threads: int | None) -> Mapping[str, str]:
+    return os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 def _last_step(folder: StudyFolder, run: Run) -> int:
@@ -269,12 +250,12 @@ def _last_step(folder: StudyFolder, run: Run) -> int:
 
 
 def _reason(exit_code: int, log: Path) -> str:
-    """Say in a sentence why training failed: the signal that killed it, or the last line that it printed."""
+    """Say in a sentence why a process failed: the signal that killed it, or the last line that it printed."""
     if exit_code < 0:
         killed = f"killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
         return f"{killed}, perhaps for want of memory" if exit_code == -signal.SIGKILL else killed
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit code {exit_code}"
+    return re.sub(r"^[\w.]+( train)?: (?=Expected)", "", lines[-1]) if lines else f"exit code {exit_code}"
 
 
 @contextmanager
@@ -290,20 +271,3 @@ def _lock(path: Path) -> Iterator[int | None]:
             yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect the signals that ask a command to end in a list, instead of ending at once."""
-    received: list[int] = []
-
-    def note(signal_number: int, frame: FrameType | None) -> None:
-        received.append(signal_number)
-
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup leaves SIGHUP
-    before = {number: signal.signal(number, note) for number in heard}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

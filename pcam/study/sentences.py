@@ -10,6 +10,7 @@ import numpy as np
 from pcam.evaluation.seeds import Inference
 from pcam.evaluation.statistics import LEVEL
 from pcam.study.analysis import Answer, Lag, Missing, Results, deviation
+from pcam.study.growth import Fit
 from pcam.study.plan import METRIC_NAMES, Metric, Plan, Question
 from pcam.study.readings import (
     MAIN_READING,
@@ -20,6 +21,16 @@ from pcam.study.readings import (
     share_of_start,
 )
 from pcam.study.results import METRICS
+
+METRIC_MEANINGS: Final[Mapping[Metric, str]] = {
+    "loss": "Loss is how far the scores are from the labels: ln 2 = .693 is that of a network that knows nothing, and "
+    "lower is better.",
+    "accuracy": "Accuracy is the share of patches that are classified correctly.",
+    "auroc": "AUROC is how often a patch with tumour scores higher than one without: 1 is perfect, .5 is guessing.",
+    "average_precision": "Average precision is the share of tumour among the patches with the highest scores, averaged "
+    "over all cuts.",
+}
+"""What the metrics say, for readers who do not know them."""
 
 METRIC_UNITS: Final[Mapping[Metric, str]] = {"loss": " nats", "accuracy": "", "auroc": "", "average_precision": ""}
 
@@ -35,11 +46,13 @@ class AnswerWords:
         plain: What a reader without statistics needs.
         numbers: The difference and its interval; empty if there is none.
         certainty: How sure it is: seeds, p-values, and what the study could have found; empty if there is no answer.
+        verdict: "Yes." or "No."; empty if the runs do not show it.
     """
 
     plain: str
     numbers: str
     certainty: str
+    verdict: str = ""
 
 
 def answer_words(plan: Plan, answer: Answer) -> AnswerWords:
@@ -70,7 +83,14 @@ def answer_words(plan: Plan, answer: Answer) -> AnswerWords:
     )
     if question.margin is not None:
         numbers += f", 90 % interval {interval_words(difference.interval(INNER_LEVEL))}"
-    return AnswerWords(plain, f"{numbers}.", _certainty(plan, answer, difference))
+    return AnswerWords(plain, f"{numbers}.", _certainty(plan, answer, difference), _verdict(answer, difference))
+
+
+def _verdict(answer: Answer, difference: Inference) -> str:
+    if not answer.shown:
+        return "No." if answer.refuted else ""
+    wrong_way = "lower" if difference.estimate > 0 else "higher"
+    return "No." if answer.question.margin is None and answer.question.yes_if == wrong_way else "Yes."
 
 
 def _difference(plan: Plan, answer: Answer, difference: Inference) -> str:
@@ -181,6 +201,31 @@ def missing_words(plan: Plan, missing: Missing) -> str:
     """Name runs that are not done, and say why."""
     seeds = f"seed{'s' if len(missing.seeds) > 1 else ''} {', '.join(map(str, missing.seeds))}"
     return f"{plan.arms[missing.arm].label}, {seeds}: {missing.reason or 'not trained yet'}"
+
+
+def growth_words(fit: Fit) -> str:
+    """Say what more training patches bring, and what twice the most would bring if it went on so."""
+    share, low, high = fit.change()
+    most = max(fit.aurocs)
+    gain = fit.predict(2 * most) - fit.predict(most)
+    change = f"twice as many patches changed what AUROC lacks to 1 by {share:+.0%} ({low:+.0%} to {high:+.0%})"
+    if low < 0 < high:
+        return f"{fit.label}: these runs do not show whether more patches help; {change}."
+    return (
+        f"{fit.label}: {change}. If it goes on so, {2 * most:,} patches in place of {most:,} change AUROC by "
+        f"{signed(gain)}."
+    )
+
+
+def seeds_words(plan: Plan) -> str:
+    """Name the seeds of the arms, and of those that have their own."""
+    own = [
+        f'seeds {", ".join(map(str, arm.seeds))} of "{arm.label}"'
+        for arm in plan.arms.values()
+        if arm.seeds is not None
+    ]
+    shared = f"seeds {', '.join(map(str, plan.seeds))}"
+    return f"{f'{len(plan.arms)} arms' if len(plan.arms) > 1 else 'one arm'}, {'; '.join([shared, *own])}"
 
 
 def lag_words(results: Results, lags: Sequence[Lag]) -> str:

@@ -31,22 +31,15 @@ def check_equal(first: Predictions, second: Predictions) -> None:
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "predictions.csv.gz"])
-@pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("slides", [WRITTEN.slides, None])
-def test_what_was_written_is_read_bit_for_bit(
-    name: str, compact: bool, slides: list[str] | None, tmp_path: Path
-) -> None:
+def test_what_was_written_is_read_bit_for_bit(name: str, slides: list[str] | None, tmp_path: Path) -> None:
     written = Predictions(WRITTEN.ids, WRITTEN.labels, WRITTEN.logits, WRITTEN.groups, slides)
-    written.write(tmp_path / name, compact=compact)
+    written.write(tmp_path / name)
     check_equal(Predictions.read(tmp_path / name), written)
 
 
-def test_what_is_compact_keeps_its_order_and_has_no_scores(tmp_path: Path) -> None:
-    written = replace(WRITTEN, ids=WRITTEN.ids[::-1])
-    written.write(tmp_path / "compact.csv", compact=True)
-    check_equal(Predictions.read(tmp_path / "compact.csv"), written)
-    assert "score" not in (tmp_path / "compact.csv").read_text()
-    written.write(tmp_path / "predictions.csv")
+def test_rows_are_in_the_order_of_the_ids(tmp_path: Path) -> None:
+    replace(WRITTEN, ids=WRITTEN.ids[::-1]).write(tmp_path / "predictions.csv")
     assert Predictions.read(tmp_path / "predictions.csv").ids == WRITTEN.ids
 
 
@@ -56,7 +49,7 @@ def test_every_float32_survives(tmp_path: Path) -> None:
     logits = logits[np.isfinite(logits)]
     names = [f"{index:05d}" for index in range(len(logits))]
     written = Predictions(names, np.zeros(len(logits), np.uint8), logits, names)
-    written.write(tmp_path / "all.csv.gz", compact=True)
+    written.write(tmp_path / "all.csv.gz")
     check_equal(Predictions.read(tmp_path / "all.csv.gz"), written)
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from pcam.commands.study import main as study
-from pcam.study import runner
+from pcam.study import launch, runner
 from tests.conftest import REPOSITORY
 
 STEPS = 12
@@ -77,35 +77,39 @@ def test_one_arm_fails_and_the_others_go_on(
     assert re.search(r"Expected 3 runs, but 1 could not be done \(broken_seed_1: .*Expected", said.err)
     assert "nothing.pth" in said.err
     assert "Traceback" not in said.err
-    results = {path.parts[-3] for path in output.glob("runs/*/version_0/study.json")}
+    results = {path.parts[-2] for path in output.glob("results/*/record.json")}
     assert results == {"plain_seed_1", "dropout_seed_1"}
     report = (output / "report" / "report.md").read_text()
     assert "2 of 3 runs are done" in report
     assert re.search("MobileNetV2 without its weights, seed 1: .*Expected", report)
     # What is done is not done again; what is not is tried again.
-    before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/version_0/*")}
+    before = {path: path.stat().st_mtime_ns for path in (output / "results").rglob("*")}
     with pytest.raises(SystemExit):
         study(words(plan, patch_root, output))
-    assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/version_0/*")} == before
-    # From files alone.
-    (output / "report" / "report.html").unlink()
-    study(["--config", str(plan), "--output", str(output), "--report_only"])
-    assert (output / "report" / "report.html").exists()
+    assert {path: path.stat().st_mtime_ns for path in (output / "results").rglob("*")} == before
+    # From results alone, on a machine that has nothing else of it, and to be published.
+    page = tmp_path / "docs" / "study.md"
+    results = ["--results", str(output / "results"), "--page", str(page)]
+    study(["--config", str(plan), "--output", str(tmp_path / "other"), "--report_only", *results])
+    assert "weights, seed 1: not trained yet" in page.read_text()  # why is known where it was tried
+    for name in re.findall(r"\]\((.*\.svg)\)", page.read_text()):
+        published = (page.parent / name).read_bytes()
+        assert published == (output / "report" / "figures" / Path(name).name.removeprefix("study_")).read_bytes()
     # Half done, it goes on with the data where they are now.
     moved = tmp_path / "moved"
     shutil.copytree(patch_root, moved)
-    for path in (output / "runs" / "plain_seed_1" / "version_0").glob("study.json"):
-        path.unlink()
+    first = (output / "results" / "plain_seed_1" / "record.json").read_bytes()
+    (output / "results" / "plain_seed_1" / "record.json").unlink()
     shutil.copytree(output, tmp_path / "elsewhere")
     config = tmp_path / "elsewhere" / "runs" / "plain_seed_1" / "version_0" / "config.yaml"
     config.write_text(config.read_text().replace(str(patch_root.resolve()), str(tmp_path / "gone")))
     study(words(plan, moved, tmp_path / "elsewhere", "--shard", "1/3"))
-    assert (config.parent / "study.json").exists()
+    assert (tmp_path / "elsewhere" / "results" / "plain_seed_1" / "record.json").read_bytes() == first
     # Another arm under the same name is not taken for this one.
     plan.write_text(plan.read_text().replace("model.network.dropout: 0.5", "model.network.dropout: 0.25"))
     with pytest.raises(SystemExit):
         study(words(plan, patch_root, output))
-    assert "dropout_seed_1 to be a run of the arm 'dropout' as the study's YAML has it" in capsys.readouterr().err
+    assert "dropout_seed_1 to be the result of the arm 'dropout' as the study's YAML" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -134,11 +138,10 @@ def test_a_study_that_is_stopped_goes_on_bit_for_bit(
     ]
     for name, value in ends[0]["state_dict"].items():
         assert torch.equal(value, ends[1]["state_dict"][name]), name
-    records = [
-        json.loads((folder / "runs" / "plain_seed_1" / "version_0" / "study.json").read_text())["readings"]
-        for folder in (tmp_path / "whole", stopped)
-    ]
-    assert records[0] == records[1]
+    for name in ("record.json", "logits.csv.gz"):
+        files = [folder / "results" / "plain_seed_1" / name for folder in (tmp_path / "whole", stopped)]
+        contents = [re.sub(rb'"seconds": .*', b"", path.read_bytes()) for path in files]
+        assert contents[0] == contents[1]
     assert pd.read_csv(metrics)["step"].is_unique
 
 
@@ -150,11 +153,10 @@ def test_readings_are_measured_where_there_is_batch_norm(plan: Path, patch_root:
     contents |= {"arms": {"random": arm}, "published": {}, "questions": []}
     plan.write_text(yaml.safe_dump(contents))
     study(words(plan, patch_root, tmp_path / "study"))
-    folder = tmp_path / "study" / "runs" / "random_seed_1" / "version_0"
-    record = json.loads((folder / "study.json").read_text())
+    record = json.loads((tmp_path / "study" / "results" / "random_seed_1" / "record.json").read_text())
     assert list(record["readings"]) == ["momentum_0.1", "momentum_0.001", "reestimated"]
     # At the last step there was a validation, on the same patches.
-    last = pd.read_csv(folder / "metrics.csv").set_index("step").loc[4]
+    last = pd.read_csv(tmp_path / "study" / "results" / "random_seed_1" / "curves.csv.gz").set_index("step").loc[4]
     for reading in ("momentum_0.1", "momentum_0.001"):
         assert record["readings"][reading]["loss"] == pytest.approx(last[f"val/loss_{reading}"], rel=1e-5)
 
@@ -163,7 +165,7 @@ def test_readings_are_measured_where_there_is_batch_norm(plan: Path, patch_root:
 def test_a_closed_terminal_stops_a_study_unless_nohup_says_not_to(ignored: bool) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:
-        with runner._signals() as received:
+        with launch._signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
         assert received == ([signal.SIGTERM] if ignored else [signal.SIGHUP, signal.SIGTERM])
@@ -207,6 +209,6 @@ def test_a_shipped_study_is_whole(
     path = REPOSITORY / "configs" / "studies" / f"{name}.yaml"
     with pytest.raises(SystemExit):
         study(["--config", str(path), "--output", str(tmp_path), "--report-only"])
-    assert "Expected at least one run that is done" in capsys.readouterr().err
+    assert "Expected the result of at least one run" in capsys.readouterr().err
     assert yaml.safe_load(path.read_text())["name"] == name
     assert not list(tmp_path.iterdir())

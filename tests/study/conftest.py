@@ -17,7 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
         make_run(made, Run("same", seed), 1.0, seed=1)
     for seed in (1, 2):
         make_run(made, Run("poor", seed), 0.1)
-    (made.runs / "absent_seed_1").mkdir()
+    (made.runs / "absent_seed_1").mkdir(parents=True)
     made.failure(Run("absent", 1)).write_text("Expected weights, but found none.\n")
     write_report(PLAN, made)
     return made

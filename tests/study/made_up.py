@@ -1,15 +1,10 @@
 """A study that is made up: files of runs of which it is known what they must say."""
 
-import json
-
 import numpy as np
 import pandas as pd
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pcam.evaluation.predictions import Predictions
-from pcam.run_folder import RunFolder
 from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
-from pcam.study.results import write_result
 from pcam.study.runner import StudyFolder
 from tests.conftest import REPOSITORY
 
@@ -54,23 +49,11 @@ def make_run(
     shifted_signal: float | None = None,
     slides: list[str] | None = None,
 ) -> None:
-    """Write what training and measuring leave; higher signals separate the classes better."""
+    """Write what measuring leaves; higher signals separate the classes better."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(PATCHES) % 2).astype(np.uint8)
     noise = np.random.default_rng((run.seed, seed)).normal(size=PATCHES)
     shared = rng.normal(size=PATCHES)
-    trained = RunFolder(folder.runs / run.name / "version_0")
-    trained.path.mkdir(parents=True)  # no checkpoints: results alone make the report
-    (trained.path / "environment.json").write_text(
-        json.dumps(
-            {
-                "python": "3.11", "packages": {"torch": "2.15", "lightning": "2.6"}, "device": "cpu", "threads": 2,
-                "git_commit": "0123456789abcdef", "data_fingerprints": {"train": "def", "valid": "abc"},
-            }
-        )
-    )  # fmt: skip
-    events = EventFileWriter(str(trained.path))
-    events.close()
     separated = (2.0 * labels - 1) * signal
 
     def predictions(logits: np.ndarray) -> Predictions:
@@ -93,8 +76,12 @@ def make_run(
     if shifted_signal is not None:
         readings["stain_shifted"] = predictions((2.0 * labels - 1) * shifted_signal + 0.9 * shared + 0.1 * noise)
         curves["val_shifted/loss"] = [0.9, 0.8]
-    curves.to_csv(trained.metrics, index=False)
     facts = {
-        "step": 10, "batch_size": 32, "train_patches": 200, "passes": 1.6, "data_fingerprint": "abc",
+        "digest": PLAN.arms[run.arm].digest(), "split": "valid", "step": 10, "batch_size": 32, "train_patches": 200,
+        "passes": 1.6, "data_fingerprint": "abc", "seconds": 1.5,
+        "environment": {
+            "python": "3.11", "packages": {"torch": "2.15", "lightning": "2.6"}, "device": "cpu", "threads": 2,
+            "git_commit": "0123456789abcdef", "data_fingerprints": {"train": "def", "valid": "abc"},
+        },
     }  # fmt: skip
-    write_result(run, trained, "valid", readings, facts)
+    folder.results.write(run, readings, curves.to_csv(index=False).encode(), facts)

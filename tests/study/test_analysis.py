@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, log_loss, r
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.statistics import delong_test
 from pcam.study.analysis import Side, compare
-from pcam.study.plan import Metric
-from pcam.study.results import RunResult
+from pcam.study.plan import Metric, Run
+from pcam.study.results import ResultsFolder, RunResult
 
 PATCHES = 300
 RNG = np.random.default_rng(0)
@@ -32,10 +32,12 @@ def logits(signal: float, seed: int) -> np.ndarray:
     return (signal * (2.0 * LABELS - 1) + 0.8 * SHARED + 0.4 * noise).astype(np.float32)
 
 
-def result(folder: Path, values: np.ndarray, groups: list[str] | None = None) -> RunResult:
+def result(folder: Path, values: np.ndarray, labels: np.ndarray = LABELS, groups: list[str] | None = None) -> RunResult:
     names = [f"{row:03d}" for row in range(PATCHES)]
-    Predictions(names, LABELS, values, groups or names).write(folder / "study" / "valid_momentum_0.1.csv.gz")
-    return RunResult(folder, {"split": "valid", "patches": PATCHES, "readings": {"momentum_0.1": {}}})
+    results = ResultsFolder(folder)
+    predictions = Predictions(names, labels, values, groups or names)
+    results.write(Run("arm", 1), {"momentum_0.1": predictions}, b"step\n", {})
+    return RunResult(folder / "arm_seed_1", {"readings": {"momentum_0.1": {}}}, results.patches)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +110,8 @@ def test_patches_that_are_not_independent_make_a_difference_less_sure(metric: Me
     for name, units in {"apart": [str(row) for row in range(PATCHES)], "together": groups}.items():
         made = []
         for signal in (1.0, 0.6):
-            folder = tmp_path / f"{name}_{signal}"
-            predictions = Predictions([f"{row:03d}" for row in range(PATCHES)], labels, logits(signal, 0)[rows], units)
-            predictions.write(folder / "study" / "valid_momentum_0.1.csv.gz")
-            record = {"split": "valid", "patches": PATCHES, "readings": {"momentum_0.1": {}}}
-            made.append(Side([RunResult(folder, record)], "momentum_0.1"))
+            run = result(tmp_path / f"{name}_{signal}", logits(signal, 0)[rows], labels, units)
+            made.append(Side([run], "momentum_0.1"))
         found[name] = compare(*made, metric)
     assert found["together"].estimate == found["apart"].estimate
     assert found["together"].standard_error == pytest.approx(2 * found["apart"].standard_error, rel=0.15)

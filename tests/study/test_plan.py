@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pcam.errors import UserError
-from pcam.study.plan import Arm, Plan, Published, PublishedTable, Question, Run
+from pcam.study.plan import Arm, Conclusion, Growth, Plan, Published, PublishedTable, Question, Run
 from tests.conftest import REPOSITORY
 
 CNN = REPOSITORY / "configs" / "cnn.yaml"
@@ -30,6 +30,12 @@ PLAN = Plan(
 def test_the_shortest_runs_come_first() -> None:
     assert PLAN.runs() == [Run("short", 1), Run("short", 2), Run("long", 1), Run("long", 2)]
     assert Run("short", 1).name == "short_seed_1"
+
+
+def test_an_arm_can_have_seeds_of_its_own() -> None:
+    plan = replace(PLAN, arms={"long": Arm("long", CNN, seeds=[5]), "short": Arm("short", CNN, SHORT)})
+    assert plan.runs() == [Run("short", 1), Run("short", 2), Run("long", 5)]
+    assert plan.arms["long"].digest() == PLAN.arms["long"].digest()  # a run is the same with or without the others
 
 
 def test_an_arm_is_known_by_what_decides_it(tmp_path: Path) -> None:
@@ -66,6 +72,15 @@ def test_overrides_win_over_the_config() -> None:
         ({"published": {"lnog": Published()}}, r"about the arms long, short, but found lnog; correct"),
         ({"seeds": [1, 1]}, r"Expected seeds that differ, at least one, but found \[1, 1\]"),
         ({"seeds": []}, "Expected seeds that differ, at least one"),
+        (
+            {"arms": dict(PLAN.arms) | {"long": Arm("long", CNN, seeds=[])}},
+            r"Expected seeds that differ, at least one, but found \[\]",
+        ),
+        (
+            {"conclusions": [Conclusion("It helps.", [1, 2], "So.")]},
+            "Expected conclusions about questions 1 to 1, but found 1, 2; correct",
+        ),
+        ({"growths": [Growth("network", ["lnog"])]}, r"about the arms long, short, but found lnog; correct"),
         (
             {"questions": [Question("So?", "long", "short", "reestimated", "equivalence")]},
             "Expected a margin above 0 for a question of equivalence, and for no other, but found None for 'So",

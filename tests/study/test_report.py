@@ -16,7 +16,6 @@ from pcam.study.analysis import mean_auroc
 from pcam.study.figures import curve_style, roc_of_arms_figure
 from pcam.study.plan import Question, Run
 from pcam.study.report import write_report
-from pcam.study.results import RunResult
 from pcam.study.runner import StudyFolder
 from tests.study.made_up import PATCHES, PLAN, SHIFTED, make_run
 
@@ -55,7 +54,7 @@ def test_each_question_has_an_answer_that_follows_from_its_test(folder: StudyFol
 
 
 def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
-    run = RunResult.read(folder.runs / "good_seed_2" / "version_0" / "study.json", "valid")
+    run = folder.results.read(PLAN, Run("good", 2))
     assert list(run.reading_names) == ["momentum_0.1", "momentum_0.001", "reestimated"]
     for reading in run.reading_names:
         logits = run.logits(reading)
@@ -69,10 +68,7 @@ def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
             }
         )
     arms = pd.read_csv(folder.report / "arms.csv").set_index(["arm", "reading"])
-    aurocs = [
-        RunResult.read(folder.runs / f"good_seed_{seed}" / "version_0" / "study.json", "valid").metrics("reestimated")
-        for seed in PLAN.seeds
-    ]
+    aurocs = [folder.results.read(PLAN, Run("good", seed)).metrics("reestimated") for seed in PLAN.seeds]
     values = np.array([metrics["auroc"] for metrics in aurocs])
     assert arms.loc[("good", "reestimated"), "auroc_mean"] == pytest.approx(values.mean())
     assert arms.loc[("good", "reestimated"), "auroc_sd"] == pytest.approx(values.std(ddof=1))
@@ -81,9 +77,7 @@ def test_the_numbers_agree_with_scikit_learn(folder: StudyFolder) -> None:
 def test_the_lag_is_what_its_statistics_add_at_the_same_weights(folder: StudyFolder) -> None:
     table = pd.read_csv(folder.report / "lag.csv").set_index(["arm", "metric"])
     assert set(table.index) == {(arm, metric) for arm in ("good", "same") for metric in ("loss", "accuracy", "auroc")}
-    runs = [
-        RunResult.read(folder.runs / f"good_seed_{seed}" / "version_0" / "study.json", "valid") for seed in PLAN.seeds
-    ]
+    runs = [folder.results.read(PLAN, Run("good", seed)) for seed in PLAN.seeds]
     for metric in ("loss", "accuracy", "auroc"):
         found = table.loc[("good", metric)]
         lags = [run.metrics("momentum_0.001")[metric] - run.metrics("reestimated")[metric] for run in runs]
@@ -149,14 +143,14 @@ def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
 def test_the_same_results_give_the_same_bytes(folder: StudyFolder, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.report.rglob("*") if path.is_file()}
     write_report(PLAN, folder)
-    assert len(before) == 2 + 5 + 12
+    assert len(before) == 2 + 5 + 16
     for path, content in before.items():
         assert path.read_bytes() == content, path
 
 
 def test_curves_can_be_told_apart_without_colour(folder: StudyFolder) -> None:
     """By their line, for as many arms as the largest shipped study has, and by a letter on each."""
-    runs = [RunResult.read(folder.runs / "good_seed_1" / "version_0" / "study.json", "valid")]
+    runs = [folder.results.read(PLAN, Run("good", 1))]
     arms = {f"arm {index}": (runs, mean_auroc(runs, "reestimated")) for index in range(10)}
     (axes,) = roc_of_arms_figure(arms, "reestimated").axes
     letters = [text.get_text() for text in axes.texts]
@@ -195,7 +189,7 @@ def test_both_pages_hold_what_a_reader_must_know(name: str, folder: StudyFolder)
 
 def test_figures_are_there_as_svg_and_png(folder: StudyFolder) -> None:
     names = {path.name for path in (folder.report / "figures").iterdir()}
-    stems = {"all_arms", "forest", "roc_good", "loss_good", "loss_same", "loss_poor"}
+    stems = {"all_arms", "forest", "readings", "published", "roc_good", "loss_good", "loss_same", "loss_poor"}
     assert names == {f"{stem}.{ending}" for stem in stems for ending in ("svg", "png")}
 
 
@@ -225,11 +219,11 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
     assert "ublished" not in text
     assert "momentum" not in text
     assert not (made.report / "lag.csv").exists()
-    run = RunResult.read(made.runs / "poor_seed_1" / "version_0" / "study.json", "valid")
+    run = made.results.read(plan, Run("poor", 1))
     assert run.validation("loss", "stain_shifted").tolist() == [0.9, 0.8]
     # Nothing stands for a reading that a run does not have.
     make_run(made, Run("same", 1), 1.0)
-    run = RunResult.read(made.runs / "same_seed_1" / "version_0" / "study.json", "valid")
+    run = made.results.read(PLAN, Run("same", 1))
     with pytest.raises(UserError, match=r"Expected .*version_0 to be read with shifted stains too"):
         run.logits("stain_shifted")
 
@@ -246,7 +240,7 @@ def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
 
 
 def test_a_study_without_a_run_has_no_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Expected at least one run that is done in .*runs, but found none"):
+    with pytest.raises(UserError, match=r"Expected the result of at least one run in .*results, but found none"):
         write_report(PLAN, StudyFolder(tmp_path))
 
 
@@ -257,7 +251,7 @@ def test_patches_of_a_slide_count_together_where_slides_are_known(tmp_path: Path
     for seed in PLAN.seeds:
         make_run(made, Run("good", seed), 1.0, slides=slides)
     write_report(PLAN, made)
-    run = RunResult.read(made.runs / "good_seed_1" / "version_0" / "study.json", "valid")
+    run = made.results.read(PLAN, Run("good", 1))
     assert run.units == slides
     text = (made.report / "report.md").read_text()
     assert "Patches of one slide count together" in text

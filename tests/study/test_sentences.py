@@ -120,6 +120,24 @@ def test_numbers_and_certainty_follow_the_plain_answer() -> None:
     assert words.certainty == "2 seeds of each; p = .010."
 
 
+@pytest.mark.parametrize(
+    ("question", "estimate", "verdict"),
+    [
+        (DIFFERENCE, 0.1, "Yes."),
+        (DIFFERENCE, 0.01, ""),
+        (replace(DIFFERENCE, yes_if="higher"), -0.1, "No."),
+        (replace(DIFFERENCE, yes_if="lower"), -0.1, "Yes."),
+        (EQUIVALENCE, 0.1, "No."),
+        (replace(EQUIVALENCE, margin=0.2), 0.1, "Yes."),
+        (EQUIVALENCE, 0.01, ""),
+    ],
+)
+def test_the_verdict(question: Question, estimate: float, verdict: str) -> None:
+    difference = Inference(estimate, 0.01, inf)
+    p = difference.p_difference() if question.margin is None else difference.p_equivalence(question.margin)
+    assert answer_words(PLAN, Answer(question, [1, 2, 3], difference, p, p)).verdict == verdict
+
+
 def test_what_cannot_be_answered_says_why() -> None:
     words = answer_words(PLAN, Answer(DIFFERENCE, [], None, 1.0, 1.0))
     assert words.plain == 'There is no answer yet: no seed of both "first" and "second" is done.'
