@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pcam.errors import UserError
 
 
-def import_extra(name: str, extra: Literal["explain", "export", "keras", "tile"]) -> Any:
+def import_extra(name: str, extra: Literal["explain", "export", "keras", "tile", "timm"]) -> Any:
     """Import a module of an optional package.
 
     Args:
