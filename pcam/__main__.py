@@ -9,7 +9,10 @@ from pcam.commands.prepare_data import COMMANDS as DATA_COMMANDS
 from pcam.door import Arguments, first_line, front_door, leave, run_function
 from pcam.terminal import similar_names
 
-MODULES: Final = ("train", "evaluate", "predict", "explain", "export", "study", "configs", "benchmark", "prepare_data")
+MODULES: Final = (
+    "train", "probe", "embed", "evaluate", "predict", "explain", "export", "study", "configs", "benchmark",
+    "prepare_data",
+)  # fmt: skip
 """The commands that have a module of their own in `pcam.commands`, with a `main`."""
 
 

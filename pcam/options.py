@@ -21,6 +21,12 @@ MONITORS: Final[tuple[Monitor, ...]] = get_args(Monitor)
 Precision = Literal["32-true", "bf16-mixed"]
 """What a network is evaluated in, as a trainer spells it: float32, or convolutions in bfloat16."""
 
+Dtype = Literal["float16", "float32"]
+"""What embeddings are stored in."""
+
+ProbeMethod = Literal["lbfgs", "eva"]
+"""How a probe learns: logistic regression by L-BFGS, or by the protocol of eva's leaderboard."""
+
 FormatName = Literal["onnx", "safetensors"]
 """The kinds of file that a classifier is exported to."""
 

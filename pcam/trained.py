@@ -116,7 +116,7 @@ class TrainedRun:
         if root is not None:
             data.root = expanded(root, "root")
         step = load_weights(network, weights, f"the network in {folder.config}")
-        network.to(_device(device)).eval()
+        network.to(find_device(device)).eval()
         settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes)
         if enlarged_sizes is not None:
             settings.network(network)  # refuses sizes that the network does not have
@@ -339,7 +339,12 @@ def _check_patches(patches: NDArray[np.uint8] | Tensor) -> None:
         )
 
 
-def _device(name: str | torch.device) -> torch.device:
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """Find where to compute.
+
+    Args:
+        name: "auto" (an accelerator if PyTorch finds one, else the CPU), or PyTorch's name of a device.
+    """
     if name != "auto":
         return torch.device(name)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
