@@ -19,7 +19,7 @@ LAYERS = [
     ["evaluation"],
     ["training"],
     ["trained", "cli"],
-    ["fit"],
+    ["fit", "probe"],
     ["study", "benchmark"],
     ["commands"],
     ["__main__"],

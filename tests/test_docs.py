@@ -24,12 +24,12 @@ DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "lightning_logs" / "README.md", *sorted(DOCS.glob("*.md"))]
 EXPLAINED = (
     "BaselineCNN", "Choices", "EvaluationSettings", "MobileNetV2", "PatchClassifier", "Predictions", "RunFolder",
-    "TorchvisionNetwork", "compare", "measure",
+    "TimmNetwork", "compare", "measure",
 )  # fmt: skip
 """What has an example in its docstring."""
 
 PARTS = {
-    "network": [pcam.BaselineCNN, pcam.MobileNetV2, pcam.TorchvisionNetwork],
+    "network": [pcam.BaselineCNN, pcam.MobileNetV2, pcam.TimmNetwork],
     "optimizer": [torch.optim.AdamW, torch.optim.SGD],
     "scheduler": [torch.optim.lr_scheduler.OneCycleLR],
 }

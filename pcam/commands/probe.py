@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from pcam.commands.networks import build_network
 from pcam.door import Arguments, front_door
@@ -37,8 +37,8 @@ class ProbeOptions:
         precision: "32-true", or "bf16-mixed" to embed in bfloat16, which is faster on a processor that has instructions
             for it.
         neighbours: Also classify by this many nearest neighbours among the training patches; 0 does not.
-        few_shot: Also draw curves of what probes learn from 5 to 5,000 patches of each class.
-        draws: Number of draws of so many patches, at least 2.
+        few_shot: Also draw a curve of what probes learn from 5 to 5,000 patches of each class, each number drawn this
+            many times; 0 does not.
         split: The split that nearest neighbours and curves are measured on. The test split is read only if you ask for
             it.
     """
@@ -50,9 +50,8 @@ class ProbeOptions:
     runs_dir: Path = Path("lightning_logs")
     dtype: Dtype = "float32"
     precision: Precision = "32-true"
-    neighbours: int = 0
-    few_shot: bool = False
-    draws: PositiveInt = 50
+    neighbours: NonNegativeInt = 0
+    few_shot: NonNegativeInt = 0
     split: SplitName = "valid"
 
 
@@ -73,6 +72,7 @@ def probe(args: Arguments) -> list[RunFolder]:
         UserError: If the data or the network cannot be used.
     """
     built = build_network(probe, ProbeOptions, args)
+    from pcam.probe.few_shot import few_shot_table, neighbour_logits, write_few_shot, write_neighbours
     from pcam.probe.linear import fit_eva, fit_lbfgs
     from pcam.probe.run import check_both_classes, record_probe
     from pcam.probe.store import Embedding
@@ -109,6 +109,18 @@ def probe(args: Arguments) -> list[RunFolder]:
             f"{run.path}: AUROC on valid {chosen['val/auroc']:.4f}, balanced accuracy "
             f"{chosen['val/balanced_accuracy']:.4f}{facts}"
         )
+    if options.neighbours or options.few_shot:
+        folder = runs[0].evaluation(options.split)
+        folder = folder.with_name(f"{folder.name}_embeddings")
+        measured = {"train": train, "valid": valid}.get(options.split) or embedding.open(options.split)
+        if options.neighbours:
+            logits = neighbour_logits(train, measured.values, options.neighbours)
+            write_neighbours(logits, measured.labels, options.neighbours, folder)
+        if options.few_shot:
+            strength = fit_lbfgs(train, valid).facts["strength"] if options.method == "eva" else fit.facts["strength"]
+            table = few_shot_table(train, measured, strength, options.few_shot, first)
+            write_few_shot(table, name, options.split, folder)
+        print(f"Neighbours and curves: {folder}")
     print(f"Evaluate: pcam evaluate {' '.join(str(run.path) for run in runs)}")
     return runs
 

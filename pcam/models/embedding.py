@@ -1,6 +1,7 @@
 """Networks that make an embedding of a patch before their last, linear unit; what probes and `pcam embed` stand on."""
 
 import hashlib
+from copy import deepcopy
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from pcam.errors import UserError
 from pcam.models.enlarged import enlarged_part
-from pcam.models.inference import InferenceNetwork
 from pcam.models.symmetry import symmetries
 from pcam.options import Precision
 from pcam.patches import Embeddings, Patches
@@ -66,8 +66,7 @@ class Embedder(nn.Module):
     def __init__(self, network: nn.Module, *, tta: bool = False, precision: Precision = "32-true") -> None:
         super().__init__()
         embedding_network(network)
-        # Its copy of the network, whose convolutions have taken up the batch norm behind them.
-        self.network = InferenceNetwork(network, precision).network
+        self.network = deepcopy(network).float().eval().requires_grad_(False)
         self.tta = tta
         self.precision = precision
 
@@ -83,7 +82,8 @@ class Embedder(nn.Module):
         """
         views = symmetries(patches) if self.tta else [patches]
         with torch.autocast(patches.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            embeddings: Tensor = torch.stack([self.network.embed(view).float() for view in views]).mean(dim=0)
+            found = [embedding_network(self.network)[0].embed(view).float() for view in views]
+        embeddings: Tensor = torch.stack(found).mean(dim=0)
         return embeddings
 
 

@@ -85,6 +85,7 @@ def measure_run(plan: "Plan", root: Path, run: "Run", folder: "RunFolder") -> No
         UserError: If a reading's statistics or a finite logit are missing, or the checkpoint does not fit.
     """
     # These import PyTorch, which takes seconds, and which a plan does without.
+    from pcam.study.backbones import measure_backbone
     from pcam.study.results import write_result
     from pcam.trained import TrainedRun
 
@@ -104,6 +105,7 @@ def measure_run(plan: "Plan", root: Path, run: "Run", folder: "RunFolder") -> No
         "train_patches": train_patches,
         "passes": trained.step * trained.data.batch_size / train_patches,
         "data_fingerprint": trained.data.packed(plan.split).fingerprint,
+        **measure_backbone(trained, plan.split),
     }
     write_result(run, folder, plan.split, readings, facts)
 

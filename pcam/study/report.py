@@ -26,6 +26,7 @@ from pcam.study.analysis import (
     measure_lags,
     number_tables,
 )
+from pcam.study.backbones import backbone_pictures
 from pcam.study.figures import (
     MOST_BANDS,
     ForestRow,
@@ -333,6 +334,7 @@ def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[P
         )
         caption = "The difference that each question is about, with its 95 % interval; grey: the margin of equivalence."
         pictures.append(Picture("forest", forest_figure(rows), caption, f"{numbers}."))
+    pictures += [Picture(*picture) for picture in backbone_pictures(plan, results, means)]
     for arm, seeds in results.items():
         published, label, runs = plan.published.get(arm), plan.arms[arm].label, list(seeds.values())
         if published is not None and published.roc_figure is not None:
@@ -340,6 +342,8 @@ def _pictures(plan: Plan, results: Results, answers: Sequence[Answer]) -> list[P
             figure = published_roc_figure(label, runs, published)
             alternative = f"ROC curves of {label}; {_reading_words(runs, 'auroc')}."
             pictures.append(Picture(f"roc_{arm}", figure, caption, alternative))
+        if plan.arms[arm].command == "probe":  # what it logs are strengths of a penalty, or epochs of one layer
+            continue
         again = f"Published figure {published.loss_figure} again: l" if published and published.loss_figure else "L"
         caption = f"{again}osses of {label}. Thin lines: each seed; thick lines: their mean."
         alternative = f"Losses of {label} over steps. At the last step: {_reading_words(runs, 'loss')}."

@@ -22,8 +22,8 @@ from pcam.run_folder import RunFolder
 from pcam.shipped import find_config
 from pcam.study.plan import Plan, Run
 
-TRAIN_COMMAND: Final = (sys.executable, "-m", "pcam", "train")
-"""The command that trains a run; the run's options follow."""
+PCAM: Final = (sys.executable, "-m", "pcam")
+"""What begins the command that trains or probes a run; the command's name and the run's options follow."""
 
 POLL_SECONDS: Final = 1.0
 """Seconds between two looks at how far a run has got."""
@@ -203,7 +203,9 @@ def _train(
     received: list[int],
     lock: int,
 ) -> int:
-    trained = folder.trained(run)
+    trained, command = folder.trained(run), plan.arms[run.arm].command
+    if trained and command == "probe":  # its checkpoint is its end
+        return 0
     options = (
         ["--resume", str(trained.path), "--data.root", str(conditions.root)]
         if trained
@@ -214,7 +216,7 @@ def _train(
         # and a second signal ends training without a checkpoint. It inherits the lock, so that the run is not trained
         # twice if only this process is killed.
         process = subprocess.Popen(
-            [*TRAIN_COMMAND, *options],
+            [*PCAM, command, *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -242,16 +244,16 @@ def train_options(plan: Plan, run: Run, folder: StudyFolder, conditions: Conditi
         conditions: What all runs share.
 
     Returns:
-        The words that follow `pcam train`.
+        The words that follow `pcam train`, or `pcam probe`.
     """
     arm = plan.arms[run.arm]
     options = {
-        "config": find_config(arm.config),
+        **({"seeds": 1} if arm.config is None else {"config": find_config(arm.config)}),
         "experiment": run.name,
         "seed_everything": run.seed,
         "runs_dir": folder.runs,
         "data.root": conditions.root,
-        "trainer.enable_progress_bar": "false",
+        **({} if arm.config is None else {"trainer.enable_progress_bar": "false"}),
         **{key: "null" if value is None else value for key, value in arm.overrides.items()},
     }
     if conditions.weights is not None and arm.uses_weights():
