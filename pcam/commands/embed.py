@@ -58,7 +58,7 @@ def embed(args: Arguments) -> "dict[SplitName, EmbeddedSplit]":
     )
     found = {split: embedding.open(split) for split in options.splits}
     for split, embedded in found.items():
-        patches, features = embedded.values.shape
+        patches, features = embedded.matrix.shape
         print(f"{split}: {patches:,} patches, {features:,} values each: {embedded.path}")
     return found
 

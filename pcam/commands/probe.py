@@ -114,7 +114,7 @@ def probe(args: Arguments) -> list[RunFolder]:
         folder = folder.with_name(f"{folder.name}_embeddings")
         measured = {"train": train, "valid": valid}.get(options.split) or embedding.open(options.split)
         if options.neighbours:
-            logits = neighbour_logits(train, measured.values, options.neighbours)
+            logits = neighbour_logits(train, measured.matrix, options.neighbours)
             write_neighbours(logits, measured.labels, options.neighbours, folder)
         if options.few_shot:
             strength = fit_lbfgs(train, valid).facts["strength"] if options.method == "eva" else fit.facts["strength"]

@@ -46,7 +46,7 @@ def neighbour_logits(train: EmbeddedSplit, values: NDArray[Any], neighbours: int
         queries = normalize(block)
         best: Tensor = torch.full((len(queries), 0), 0.0)
         votes: Tensor = torch.full((len(queries), 0), 0.0)
-        for rows, others in blocks(train.values):  # the best so far, and those of another block
+        for rows, others in blocks(train.matrix):  # the best so far, and those of another block
             similar = torch.cat([best, queries @ normalize(others).T], dim=1)
             voting = torch.cat([votes, labels[rows].expand(len(queries), -1)], dim=1)
             best, places = similar.topk(min(count, similar.shape[1]), dim=1)
@@ -81,9 +81,9 @@ def few_shot_table(
         found = []
         for _ in range(draws):
             chosen = np.sort(np.concatenate([rng.choice(rows_of, shots, replace=False) for rows_of in of_class]))
-            regression = LogisticRegression(train.values[chosen], train.labels[chosen])
+            regression = LogisticRegression(train.matrix[chosen], train.labels[chosen])
             weight, bias, _ = regression.fit(strength)
-            logits = apply_linear(measured.values, weight, bias)
+            logits = apply_linear(measured.matrix, weight, bias)
             found.append(measure_logits(measured.labels, logits))
         row: dict[str, float] = {"shots": shots, "draws": draws}
         for metric in SHOT_METRICS:

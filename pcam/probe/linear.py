@@ -19,8 +19,9 @@ ROWS: Final = 16_384
 """Embeddings that are in memory at a time, in float32: 100 MB if each has 1,536 values."""
 
 STRENGTHS: Final = tuple(10.0**exponent for exponent in range(-5, 2))
-"""The inverse strengths of the penalty that are tried, as scikit-learn's `C`: from a strong penalty to a weak one, until
-the cross-entropy on valid has risen twice, after which it would only rise further and take ever more iterations."""
+"""The inverse strengths of the penalty that are tried, as scikit-learn's `C`: from a strong penalty to a weak one.
+
+Two that are worse on valid than the best so far are enough: weaker ones overfit more, and take ever more iterations."""
 
 EVA_STEPS: Final = 12_500
 EVA_BATCH: Final = 256
@@ -182,15 +183,15 @@ def fit_lbfgs(train: EmbeddedSplit, valid: EmbeddedSplit) -> Fit:
     Returns:
         The linear unit, with a row for each strength.
     """
-    regression = LogisticRegression(train.values, train.labels)
+    regression = LogisticRegression(train.matrix, train.labels)
     rows: list[dict[str, float]] = []
     fits = []
     step = 0
     for strength in STRENGTHS:
         weight, bias, iterations = regression.fit(strength)
         step += iterations
-        measured = measure_logits(valid.labels, apply_linear(valid.values, weight, bias))
-        loss = measure_logits(train.labels, apply_linear(train.values, weight, bias))["loss"]
+        measured = measure_logits(valid.labels, apply_linear(valid.matrix, weight, bias))
+        loss = measure_logits(train.labels, apply_linear(train.matrix, weight, bias))["loss"]
         rows.append({"step": step, "epoch": step, "strength": strength, "train/loss": loss, **_named(measured)})
         fits.append((weight, bias))
         best = min(range(len(rows)), key=lambda row: rows[row]["val/loss"])
@@ -217,7 +218,7 @@ def fit_eva(train: EmbeddedSplit, valid: EmbeddedSplit, seed: int) -> Fit:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = nn.Linear(train.values.shape[1], 1)
+        layer = nn.Linear(train.matrix.shape[1], 1)
     chance = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=EVA_RATE)
     labels = torch.from_numpy(train.labels.astype(np.float32))
@@ -230,7 +231,7 @@ def fit_eva(train: EmbeddedSplit, valid: EmbeddedSplit, seed: int) -> Fit:
         order = torch.randperm(len(labels), generator=chance)
         losses = 0.0
         for batch in order.split(EVA_BATCH)[: EVA_STEPS - step]:
-            embeddings = torch.from_numpy(train.values[batch.numpy()]).float()
+            embeddings = torch.from_numpy(train.matrix[batch.numpy()]).float()
             loss = binary_cross_entropy_with_logits(layer(embeddings).squeeze(-1), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -240,7 +241,7 @@ def fit_eva(train: EmbeddedSplit, valid: EmbeddedSplit, seed: int) -> Fit:
         if step % epoch_steps and rows:  # the steps end within an epoch, which eva does not validate
             break
         weight, bias = layer.weight.detach().double().numpy()[0].copy(), float(layer.bias.detach())
-        measured = measure_logits(valid.labels, apply_linear(valid.values, weight, bias))
+        measured = measure_logits(valid.labels, apply_linear(valid.matrix, weight, bias))
         rows.append({"step": step, "epoch": len(rows), "train/loss": losses / len(labels), **_named(measured)})
         since += 1
         if measured["balanced_accuracy"] > highest:

@@ -34,14 +34,14 @@ class EmbeddedSplit:
 
     Args:
         path: The file, a NumPy array of shape (patches, features) in the order of the packed store.
-        values: The same, memory-mapped.
+        matrix: The same, memory-mapped.
         labels: The label of each patch, 0 or 1.
         seconds: How long computing them took, without what was read from an earlier, interrupted job.
         computed: How many patches those seconds were for.
     """
 
     path: Path
-    values: NDArray[np.floating[Any]]
+    matrix: NDArray[np.floating[Any]]
     labels: NDArray[np.uint8]
     seconds: float
     computed: int

@@ -128,8 +128,7 @@ def test_weights_of_the_package_transformers_give_the_same_class_token(kind: str
         arguments |= {"mlp_ratio": 5.5, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # 2 * 88 hidden values
     for weight in model.parameters():
         nn.init.normal_(weight, 0, 0.2)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    model.save_pretrained(tmp_path)  # under the names of published files
     network = TimmNetwork(
         name, str(tmp_path), image_size=32, mean=[0.0] * 3, std=[1.0] * 3, pooling="cls", arguments=arguments
     ).eval()
@@ -141,7 +140,7 @@ def test_weights_of_the_package_transformers_give_the_same_class_token(kind: str
 
 def test_an_activation_within_batch_norm_is_not_lost_in_evaluation() -> None:
     torch.manual_seed(0)
-    arguments = {"growth_rate": 4, "num_init_features": 8, "block_config": [1, 1, 1, 1]}
+    arguments = {"growth_rate": 4, "block_config": [1, 1, 1, 1]}
     network = TimmNetwork("densenet121", None, image_size=64, arguments=arguments)
     nn.init.normal_(network.head[1].weight, 0, 10)
     network(patches(8))  # statistics of batch norm

@@ -36,11 +36,11 @@ def test_logistic_regression_is_that_of_scikit_learn(
 ) -> None:
     monkeypatch.setattr(linear, "ROWS", 77)  # several blocks, the last one smaller
     train, valid = embedded(500, dtype=dtype), embedded(200, seed=1)
-    weight, bias, _ = LogisticRegression(train.values, train.labels).fit(strength)
+    weight, bias, _ = LogisticRegression(train.matrix, train.labels).fit(strength)
     reference = make_pipeline(StandardScaler(), Reference(C=strength, tol=1e-8, max_iter=10_000))
-    reference.fit(train.values.astype(np.float64), train.labels)
-    expected = reference.decision_function(valid.values.astype(np.float64))
-    np.testing.assert_allclose(apply_linear(valid.values, weight, bias), expected, atol=2e-3 * np.abs(expected).max())
+    reference.fit(train.matrix.astype(np.float64), train.labels)
+    expected = reference.decision_function(valid.matrix.astype(np.float64))
+    np.testing.assert_allclose(apply_linear(valid.matrix, weight, bias), expected, atol=2e-3 * np.abs(expected).max())
 
 
 def test_the_strength_is_that_with_the_lowest_loss_on_valid() -> None:
@@ -52,9 +52,9 @@ def test_the_strength_is_that_with_the_lowest_loss_on_valid() -> None:
     assert fit.facts["strength"] == linear.STRENGTHS[best] == fit.rows[best]["strength"]
     assert fit.step == fit.rows[best]["step"]
     assert len(losses) == best + 3  # after two that are worse, no more are tried
-    measured = measure_logits(valid.labels, apply_linear(valid.values, fit.weight, fit.bias))
+    measured = measure_logits(valid.labels, apply_linear(valid.matrix, fit.weight, fit.bias))
     assert measured["loss"] == losses[best]
-    logits = apply_linear(valid.values, fit.weight, fit.bias)
+    logits = apply_linear(valid.matrix, fit.weight, fit.bias)
     assert measured["auroc"] == pytest.approx(roc_auc_score(valid.labels, logits))
     assert measured["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(valid.labels, logits > 0))
 
@@ -67,7 +67,7 @@ def test_evas_protocol_is_that_of_a_loop_written_by_hand(monkeypatch: pytest.Mon
     layer = nn.Linear(12, 1)
     order = torch.Generator().manual_seed(7)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=3e-4)
-    inputs, labels = torch.from_numpy(train.values), torch.from_numpy(train.labels).float()
+    inputs, labels = torch.from_numpy(train.matrix), torch.from_numpy(train.labels).float()
     best, waited, history = (-1.0, None, 0), 0, []
     for epoch in range(1, 21):
         shuffled = torch.randperm(600, generator=order)
@@ -76,7 +76,7 @@ def test_evas_protocol_is_that_of_a_loop_written_by_hand(monkeypatch: pytest.Mon
             nn.functional.binary_cross_entropy_with_logits(layer(inputs[rows]).squeeze(-1), labels[rows]).backward()
             optimizer.step()
         with torch.no_grad():
-            decisions = layer(torch.from_numpy(valid.values)).squeeze(-1).sigmoid() > 0.5
+            decisions = layer(torch.from_numpy(valid.matrix)).squeeze(-1).sigmoid() > 0.5
         accuracy = balanced_accuracy_score(valid.labels, decisions.numpy())
         history.append(accuracy)
         waited += 1
@@ -106,12 +106,12 @@ def test_training_ends_early_when_balanced_accuracy_does_not_rise(monkeypatch: p
 def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ROWS", 64)
     train, valid = embedded(200), embedded(50, seed=1)
-    distances, found = NearestNeighbors(n_neighbors=7, metric="cosine").fit(train.values).kneighbors(valid.values)
+    distances, found = NearestNeighbors(n_neighbors=7, metric="cosine").fit(train.matrix).kneighbors(valid.matrix)
     weights = np.exp((distances[:, :1] - distances) / 0.07)
     tumour = (weights * train.labels[found]).sum(axis=1)
     expected = np.log((tumour + 0.5) / (weights.sum(axis=1) - tumour + 0.5))
-    np.testing.assert_allclose(neighbour_logits(train, valid.values, 7), expected, atol=1e-4)
-    assert len(neighbour_logits(train, valid.values, 1000)) == 50
+    np.testing.assert_allclose(neighbour_logits(train, valid.matrix, 7), expected, atol=1e-4)
+    assert len(neighbour_logits(train, valid.matrix, 1000)) == 50
 
 
 def test_a_few_shot_curve_rises_with_the_patches_and_narrows() -> None:

@@ -35,16 +35,16 @@ def test_they_are_what_the_network_makes_of_each_patch(data: PCamDataModule, net
     patches = torch.from_numpy(data.packed("valid").patches.copy()).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = network.eval().embed(patches).numpy()
-    np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.matrix, expected, rtol=1e-4, atol=1e-5)
     assert found.labels.tolist() == data.packed("valid").labels.tolist()
     assert found.computed == len(expected)
     halves = Embedding(network, data, CPU, dtype="float16").open("valid")
-    assert halves.values.dtype == np.float16
-    np.testing.assert_allclose(halves.values, expected, rtol=1e-3, atol=1e-3)
+    assert halves.matrix.dtype == np.float16
+    np.testing.assert_allclose(halves.matrix, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_symmetries_are_averaged(data: PCamDataModule, network: TimmNetwork) -> None:
-    found = Embedding(network, data, CPU, tta=True).open("valid").values
+    found = Embedding(network, data, CPU, tta=True).open("valid").matrix
     patches = torch.from_numpy(data.packed("valid").patches[:2].copy()).permute(0, 3, 1, 2)
     views = [torch.rot90(view, turns, (2, 3)) for view in (patches, patches.flip(3)) for turns in range(4)]
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_an_interrupted_job_goes_on_from_its_last_block(
     data.batch_size = batch_size
     embedding._embedder = counting = Counting()
     found = embedding.open("train")
-    np.testing.assert_allclose(found.values, whole, rtol=1e-5)
+    np.testing.assert_allclose(found.matrix, whole, rtol=1e-5)
     assert counting.seen == found.computed < len(whole)
     embedding.open("train")
     assert counting.seen == found.computed  # what is there is not computed again
@@ -132,14 +132,12 @@ def test_what_is_not_finite_is_refused(data: PCamDataModule, network: TimmNetwor
         embedding.open("valid")
 
 
-def test_a_full_disk_says_so(
-    data: PCamDataModule, network: TimmNetwork, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_says_so(data: PCamDataModule, network: TimmNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> Iterator[Tensor]:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Embedding, "_batches", refuse)
-    with pytest.raises(UserError, match="Expected room for embeddings in .*No space left"):
+    with pytest.raises(UserError, match=r"Expected room for embeddings in .*No space left"):
         Embedding(network, data, CPU).open("valid")
 
 

@@ -67,9 +67,9 @@ def test_a_probe_is_a_run_folder_like_any_other(run: RunFolder, words: list[str]
     metrics = json.loads((run.path / "evaluation" / "valid" / "metrics.json").read_text())["metrics"]
     assert metrics["auroc"] == pytest.approx(chosen["val/auroc"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(chosen["val/loss"], abs=1e-4)
-    embeddings = embed(words)["valid"].values
+    embedded = embed(words)["valid"]
     head = trained.network.head[-1]
-    expected = embeddings @ head.weight.detach().numpy()[0] + head.bias.item()
+    expected = embedded.matrix @ head.weight.detach().numpy()[0] + head.bias.item()
     np.testing.assert_allclose(predictions.logits, expected, atol=1e-3)
 
 
@@ -101,9 +101,7 @@ def test_evas_protocol_makes_seeds(words: list[str], tmp_path: Path, monkeypatch
 
 
 def test_neighbours_and_curves_lie_beside_it(words: list[str], tmp_path: Path) -> None:
-    (run,) = probe(
-        [*words, "--runs_dir", str(tmp_path), "--neighbours", "5", "--few_shot", "3", "--split", "test"]
-    )
+    (run,) = probe([*words, "--runs_dir", str(tmp_path), "--neighbours", "5", "--few_shot", "3", "--split", "test"])
     folder = run.path / "evaluation" / "test_embeddings"
     assert json.loads((folder / "neighbours.json").read_text())["patches"] == 15
     table = pd.read_csv(folder / "few_shot.csv")
