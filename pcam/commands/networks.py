@@ -61,6 +61,7 @@ def build_network(command: Callable[..., Any], options: type[Options], args: Arg
     from pcam.data.layouts import find_layout
 
     parser = TrainingParser(prog=program(), description=long_description(command))
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_function(options)
     parser.add_subclass_arguments(nn.Module, "model.network", required=True)
     parser.add_class_arguments(PCamDataModule, "data", skip={"seed"})  # nothing of it is drawn
