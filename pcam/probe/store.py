@@ -127,13 +127,13 @@ class Embedding:
         partial, note = path.with_suffix(".partial"), path.with_suffix(".progress")
         loader = self.data.loader(split)
         count = len(self.data.packed(split))
-        done = int(_read_json(note).get("patches", 0)) if partial.exists() else 0
+        values = _open_partial(partial, count)
+        done = 0 if values is None else int(_read_json(note).get("patches", 0))
         # Whole batches alone can be skipped; those of now may be of another size than those of the interrupted job.
         sizes = list(itertools.accumulate(len(rows) for rows in loader.sampler))
         skipped = sum(size <= done for size in sizes)
         start = done = sizes[skipped - 1] if skipped else 0
         loader.load_state_dict({"epoch": 0, "batches_given": skipped})
-        values: NDArray[Any] | None = np.load(partial, mmap_mode="r+") if done else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         started, safe = time.monotonic(), done
         with Progress(*columns) as progress:
@@ -173,6 +173,15 @@ class Embedding:
                 last = embedded
         assert last is not None
         yield last.cpu()
+
+
+def _open_partial(path: Path, patches: int) -> NDArray[Any] | None:
+    """Open what an interrupted job has left; None if there is nothing that could be gone on with."""
+    with suppress(OSError, ValueError, EOFError):
+        values: NDArray[Any] = np.load(path, mmap_mode="r+")
+        if values.ndim == 2 and len(values) == patches:
+            return values
+    return None
 
 
 def _open(path: Path, patches: int, dtype: Dtype) -> NDArray[Any]:
