@@ -193,11 +193,13 @@ class MeanOverSeeds:
         names: The names of the runs.
         auroc: The mean AUROC; its interval is for other patches and other seeds.
         metrics: The mean of each other metric.
+        spreads: The standard deviation of the same over seeds.
     """
 
     names: list[str]
     auroc: Inference
     metrics: dict[str, float]
+    spreads: dict[str, float]
 
 
 def mean_over_seeds(results: Sequence[tuple[System, Measurement]], split: SplitName) -> MeanOverSeeds | None:
@@ -217,11 +219,13 @@ def mean_over_seeds(results: Sequence[tuple[System, Measurement]], split: SplitN
     if not are_seeds([system.run for system, _ in seeds]) or not 0 < labels.sum() < len(labels):
         return None
     logits = np.stack([predicted.logits.astype(np.float64) for predicted in predictions])
+    values = {
+        name: [measurement.metrics[name].value for _, measurement in seeds]
+        for name in ("accuracy", "balanced_accuracy", "loss")
+    }
     return MeanOverSeeds(
         names=[system.name for system, _ in seeds],
         auroc=infer_arm(*delong_covariance(labels, logits, predictions[0].units)),
-        metrics={
-            name: float(np.mean([measurement.metrics[name].value for _, measurement in seeds]))
-            for name in ("accuracy", "loss")
-        },
+        metrics={name: float(np.mean(found)) for name, found in values.items()},
+        spreads={name: float(np.std(found, ddof=1)) for name, found in values.items()},
     )

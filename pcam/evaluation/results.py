@@ -142,6 +142,7 @@ def write_comparison(
             "auroc": mean.auroc.estimate,
             "interval": [_number_or_none(end) for end in mean.auroc.interval()],
             **mean.metrics,
+            "standard_deviations": mean.spreads,
         },
     }
     with atomic_path(output / "comparison.json") as temporary:
