@@ -148,7 +148,8 @@ class TimmNetwork(nn.Module):
         groups = import_extra("timm.optim", "timm").param_groups_layer_decay(
             self.features.backbone, layer_decay=self.layer_decay
         )
-        return {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
+        # timm's last layer has the rate of a head, which it would be beside; here the head is one layer further.
+        return {parameter: group["lr_scale"] * self.layer_decay for group in groups for parameter in group["params"]}
 
     def embed(self, patches: Patches) -> Embeddings:
         """Compute the embeddings, which the linear unit makes logits of.

@@ -129,7 +129,7 @@ class LogisticRegression:
         squares = sum((block.double() - mean).square().sum(dim=0) for _, block in blocks(values))
         assert isinstance(squares, Tensor)
         std = (squares / len(values)).sqrt()
-        std[std < 1e-12] = 1  # a feature that is always the same
+        std[std <= 1e-5 * mean.abs()] = 1  # a feature that is always the same, but for rounding
         self._mean, self._std = mean.numpy(), std.numpy()
         self._start = np.zeros(values.shape[1] + 1)
 

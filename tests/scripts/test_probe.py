@@ -66,11 +66,11 @@ def test_a_probe_is_a_run_folder_like_any_other(run: RunFolder, words: list[str]
     evaluate([str(run.path)])
     metrics = json.loads((run.path / "evaluation" / "valid" / "metrics.json").read_text())["metrics"]
     assert metrics["auroc"] == pytest.approx(chosen["val/auroc"], abs=1e-6)
-    assert metrics["loss"] == pytest.approx(chosen["val/loss"], abs=1e-4)
+    assert metrics["loss"] == pytest.approx(chosen["val/loss"], rel=1e-3)
     embedded = embed(words)["valid"]
     head = trained.network.head[-1]
     expected = embedded.matrix @ head.weight.detach().numpy()[0] + head.bias.item()
-    np.testing.assert_allclose(predictions.logits, expected, atol=1e-3)
+    np.testing.assert_allclose(predictions.logits, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_the_other_commands_take_it(run: RunFolder, patch_root: Path, tmp_path: Path) -> None:
