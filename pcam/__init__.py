@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pcam.evaluation.comparison import compare
     from pcam.evaluation.measurement import Choices, measure
     from pcam.evaluation.predictions import Predictions
-    from pcam.models import BaselineCNN, MobileNetV2, TorchvisionNetwork
+    from pcam.models import BaselineCNN, MobileNetV2, TimmNetwork
     from pcam.run_folder import RunFolder
     from pcam.trained import TrainedRun
     from pcam.training import BatchNormReadings, PatchClassifier
@@ -33,7 +33,7 @@ _HOMES = {
     "PatchClassifier": "pcam.training",
     "Predictions": "pcam.evaluation.predictions",
     "RunFolder": "pcam.run_folder",
-    "TorchvisionNetwork": "pcam.models",
+    "TimmNetwork": "pcam.models",
     "TrainedRun": "pcam.trained",
     "UserError": "pcam.errors",
     "compare": "pcam.evaluation.comparison",
@@ -51,7 +51,7 @@ __all__ = [
     "PatchClassifier",
     "Predictions",
     "RunFolder",
-    "TorchvisionNetwork",
+    "TimmNetwork",
     "TrainedRun",
     "UserError",
     "__version__",

@@ -11,7 +11,8 @@ from pcam.door import Arguments, first_line, front_door, leave, run_function
 from pcam.terminal import similar_names
 
 MODULES: Final = (
-    "train", "evaluate", "predict", "slide", "explain", "export", "page", "study", "configs", "benchmark",
+    "train", "probe", "embed", "evaluate", "predict", "slide", "explain", "export", "page", "study", "configs",
+    "benchmark",
     "prepare_data",
 )  # fmt: skip
 """The commands that have a module of their own in `pcam.commands`, with a `main`."""

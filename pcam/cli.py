@@ -129,11 +129,13 @@ class PCamCLI(LightningCLI):
         if self.run is not None:
             recorded, given = (yaml.safe_load(parser.dump(each)) for each in (parser.parse_args(own), self.config))
             check_changes(recorded, given, self.run)
-        _make_absolute(self.config)
+        make_absolute(self.config)
 
     def before_instantiate_classes(self) -> None:
         """Note what the config says before anything in it is replaced, and look whether the data are there."""
         find_layout(self.config.data.root)  # before weights are downloaded
+        if self.run is None:
+            complete_network(self.config.model.network)
         config = self.config.clone()
         for key in ("config", "resume", "resume_from", "allow_other_data"):
             config.pop(key, None)
@@ -311,16 +313,35 @@ _NOTHING: Final = {
 _WEIGHTS_OPTIONS: Final = ("--model.network.weights", "--model.network.init_args.weights")
 
 
-def _make_absolute(config: Any) -> None:
-    """Make paths absolute, so that the saved config works from any folder."""
+def make_absolute(config: Any) -> None:
+    """Make paths absolute, so that the saved config works from any folder.
+
+    Args:
+        config: Parsed options with the sections data and model; changed in place.
+    """
     config.data.root = _resolved(config.data.root, "data.root")
     if config.data.cache_dir is not None:
         config.data.cache_dir = _resolved(config.data.cache_dir, "data.cache_dir")
-    config.runs_dir = expanded(config.runs_dir, "runs_dir")
+    if config.get("runs_dir") is not None:
+        config.runs_dir = expanded(config.runs_dir, "runs_dir")
     init_args: Mapping[str, Any] = config.model.network.get("init_args") or {}
     weights = init_args.get("weights")
-    if weights is not None and Path(weights).is_file():
+    if weights is not None and Path(weights).exists():
         config.model.network.init_args["weights"] = str(Path(weights).resolve())
+
+
+def complete_network(network: Any) -> None:
+    """Have a network write out what only its weights say, such as the size of its input; most have nothing to say.
+
+    A saved config then builds the same network without these weights, as loading a run does.
+
+    Args:
+        network: The parsed option model.network; changed in place.
+    """
+    module, _, name = network.class_path.rpartition(".")
+    complete = getattr(getattr(importlib.import_module(module), name), "complete", None)
+    if complete is not None:
+        network.init_args = Namespace(complete(network.init_args.as_dict()))
 
 
 def _resolved(path: Path, argument: str) -> Path:

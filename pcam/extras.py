@@ -6,7 +6,9 @@ from typing import Any, Literal
 from pcam.errors import UserError
 
 
-def import_extra(name: str, extra: Literal["cluster", "explain", "export", "hub", "keras", "page", "slides"]) -> Any:
+def import_extra(
+    name: str, extra: Literal["cluster", "explain", "export", "hub", "keras", "page", "slides", "timm"]
+) -> Any:
     """Import a module of an optional package.
 
     Args:

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from pcam.cli import PCamCLI
 from pcam.errors import UserError
 from pcam.models.inference import bfloat16_warning
-from pcam.trained import load_weights
+from pcam.rebuilding import load_weights
 from pcam.training.whole_checkpoint import check_whole
 
 

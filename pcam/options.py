@@ -25,6 +25,12 @@ Precision = Literal["32-true", "bf16-mixed"]
 ThresholdName = Literal["0.5", "youden", "sensitivity_95", "specificity_95"]
 """The thresholds of a score: a fixed one, and those that are chosen on the valid split."""
 
+Dtype = Literal["float16", "float32"]
+"""What embeddings are stored in."""
+
+ProbeMethod = Literal["lbfgs", "eva"]
+"""How a probe learns: logistic regression by L-BFGS, or by the protocol of eva's leaderboard."""
+
 FormatName = Literal["onnx", "safetensors", "torchscript", "hub"]
 """What a classifier is exported as: a kind of file, or the folder that the Hugging Face hub takes."""
 

@@ -34,6 +34,9 @@ Indices = Integer[Tensor, " batch"]
 Logits = Float[Tensor, " batch"]
 """Log-odds of label 1; their sigmoid is the score."""
 
+Embeddings = Float[Tensor, "batch features"]
+"""What a network makes of each patch before its last, linear unit."""
+
 PatchArray = UInt8[np.ndarray, "batch 96 96 3"]
 """Patches as they lie on disk: RGB, values 0..255, channels last."""
 

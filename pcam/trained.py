@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from rich.progress import track
@@ -23,19 +20,16 @@ from pcam.data import PCamDataModule
 from pcam.data.layouts.tables import listed
 from pcam.data.packed import PackedSplit
 from pcam.data.stain import shift_stains
-from pcam.errors import ConfigError, UserError
+from pcam.errors import UserError
 from pcam.evaluation.adaptation import MIN_PATCHES, adapted_logits, sample_batches
 from pcam.evaluation.explain import Attributions, explain, explain_mean_score
 from pcam.evaluation.predictions import Predictions, check_finite
 from pcam.models.batch_norm import REESTIMATION_PATCHES, adapt_batch_norm, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
-from pcam.models.published_weights import load_published
 from pcam.options import Adaptation, CheckpointName, Precision, SplitName
 from pcam.patches import PatchArray, Patches
-from pcam.published import WEIGHTS_FILE
+from pcam.rebuilding import build, load_weights, read_config
 from pcam.run_folder import RunFolder
-from pcam.training.checkpoints import load_checkpoint
-from pcam.yaml_files import check_yaml
 
 BATCH_SIZE: Final = 64
 """Patches that are classified at once, unless said otherwise."""
@@ -130,7 +124,7 @@ class TrainedRun:
         if root is not None:
             data.root = expanded(root, "root")
         step = load_weights(network, weights, f"the network in {folder.config}")
-        network.to(_device(device)).eval()
+        network.to(find_device(device)).eval()
         settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes, adaptation)
         if enlarged_sizes is not None:
             settings.network(network)  # refuses sizes that the network does not have
@@ -306,98 +300,6 @@ class TrainedRun:
         return self._prepared[1]
 
 
-def read_config(folder: RunFolder) -> Mapping[str, Any]:
-    """Read a run's config.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        All options of the run.
-
-    Raises:
-        ConfigError: If it is not a config of a run.
-    """
-    check_yaml(folder.config)
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ("model", "data")):
-        raise ConfigError(
-            f"Expected the config of a run in {folder.config}, with the sections model and data, but found something "
-            f"else; bring back the file that training wrote."
-        )
-    return config
-
-
-class _ConfigParser(ArgumentParser):
-    """A parser of a run's config that raises instead of ending the process."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise ConfigError(" ".join(message.split()))
-
-
-def build(config: Mapping[str, Any], path: Path) -> tuple[nn.Module, PCamDataModule]:
-    """Build the network and the data that a config names, the network with random weights.
-
-    Args:
-        config: All options of a run.
-        path: Where they are from, for messages.
-
-    Returns:
-        The network and the data.
-
-    Raises:
-        ConfigError: If the config names what there is not, or with options that it does not take.
-    """
-    parser = _ConfigParser(exit_on_error=False)
-    parser.add_subclass_arguments(nn.Module, "network", required=True)
-    parser.add_class_arguments(PCamDataModule, "data")
-    config = deepcopy(dict(config))  # the parser changes what it is given
-    data_options = config["data"] | {"seed": config.get("seed_everything", 1)}
-    try:
-        given = dict(config["model"].get("network") or {})
-        # The checkpoint holds all weights: nothing is downloaded again.
-        options = dict(given.get("init_args") or {})
-        given["init_args"] = options | ({"weights": None} if "weights" in options else {})
-        parsed = parser.parse_object({"network": given, "data": data_options})
-        with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
-            built = parser.instantiate(parsed)
-    except (ArgumentError, ConfigError, ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Expected the config of a run in {path}, but found an option that cannot be used "
-            f"({' '.join(str(error).split())}); correct it, or bring back the file that training wrote."
-        ) from error
-    return built.network, built.data
-
-
-def load_weights(network: nn.Module, path: Path, meant_for: str) -> int:
-    """Load the weights of a checkpoint into a network.
-
-    Args:
-        network: Changed in place.
-        path: The checkpoint.
-        meant_for: What a message calls the network.
-
-    Returns:
-        The number of optimizer steps behind the weights.
-
-    Raises:
-        UserError: If the checkpoint cannot be read, or is of another network.
-    """
-    try:
-        if path.name == WEIGHTS_FILE:
-            return load_published(network, path)
-        contents = load_checkpoint(path)
-        around = nn.ModuleDict({"network": network})  # as in the classifier, whose weights a checkpoint holds
-        around.load_state_dict(contents["state_dict"])
-    except RuntimeError as error:
-        raise UserError(
-            f"Expected {path} to fit {meant_for} ({type(network).__name__}), but its weights are of another "
-            f"network; bring the checkpoint and the config of one run together."
-        ) from error
-    step: int = contents["global_step"]
-    return step
-
-
 def check_same_patches(runs: Sequence[TrainedRun], splits: Iterable[SplitName]) -> None:
     """Refuse to compare runs on different patches.
 
@@ -426,7 +328,12 @@ def _check_patches(patches: NDArray[np.uint8] | Tensor) -> None:
         )
 
 
-def _device(name: str | torch.device) -> torch.device:
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """Find where to compute.
+
+    Args:
+        name: "auto" (an accelerator if PyTorch finds one, else the CPU), or PyTorch's name of a device.
+    """
     if name != "auto":
         return torch.device(name)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -26,12 +26,12 @@ DOCS = REPOSITORY / "docs"
 PAGES = [*sorted(REPOSITORY.glob("*.md")), REPOSITORY / "lightning_logs" / "README.md", *sorted(DOCS.rglob("*.md"))]
 EXPLAINED = (
     "BaselineCNN", "Choices", "EvaluationSettings", "MobileNetV2", "PatchClassifier", "Predictions", "RunFolder",
-    "TorchvisionNetwork", "compare", "measure",
+    "TimmNetwork", "compare", "measure",
 )  # fmt: skip
 """What has an example in its docstring."""
 
 PARTS = {
-    "network": [pcam.BaselineCNN, pcam.MobileNetV2, pcam.TorchvisionNetwork],
+    "network": [pcam.BaselineCNN, pcam.MobileNetV2, pcam.TimmNetwork],
     "optimizer": [torch.optim.AdamW, torch.optim.SGD],
     "scheduler": [torch.optim.lr_scheduler.OneCycleLR],
 }

@@ -215,7 +215,8 @@ def mean_over_seeds(results: Sequence[tuple[System, Measurement]], split: SplitN
         return None
     logits = np.stack([predicted.logits.astype(np.float64) for predicted in predictions])
     others = {
-        name: np.array([measurement.metrics[name].value for _, measurement in seeds]) for name in ("accuracy", "loss")
+        name: np.array([measurement.metrics[name].value for _, measurement in seeds])
+        for name in ("accuracy", "balanced_accuracy", "loss")
     }
     return MeanOverSeeds(
         names=[system.name for system, _ in seeds],

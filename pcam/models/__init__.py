@@ -6,6 +6,6 @@ whatever feeds them needs to know nothing about it.
 
 from pcam.models.baseline_cnn import BaselineCNN
 from pcam.models.mobilenet import MobileNetV2
-from pcam.models.torchvision_network import TorchvisionNetwork
+from pcam.models.timm_network import TimmNetwork
 
-__all__ = ["BaselineCNN", "MobileNetV2", "TorchvisionNetwork"]
+__all__ = ["BaselineCNN", "MobileNetV2", "TimmNetwork"]

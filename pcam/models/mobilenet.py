@@ -5,14 +5,14 @@ from functools import partial
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from pcam.errors import UserError
 from pcam.models.enlarged import EnlargedFeatures
 from pcam.models.normalization import Normalization, NormalizationName, check_dropout
 from pcam.models.weights import load_weights
-from pcam.patches import PATCH_SIZE, Logits, Patches
+from pcam.patches import PATCH_SIZE, Embeddings, Logits, Patches
 
 DEFAULT_BN_EPS: Final = 1e-5
 """PyTorch's, with which torchvision's weights were trained."""
@@ -104,6 +104,19 @@ class MobileNetV2(nn.Module):
             if self.enlarged is not None:
                 self.enlarged.eval()
         return self
+
+    def embed(self, patches: Patches) -> Embeddings:
+        """Compute the mean features of patches in their own size, which the linear unit makes logits of.
+
+        Args:
+            patches: As for `forward`.
+
+        Returns:
+            Shape (batch, 1280).
+        """
+        normalized = self.normalization(patches.contiguous(memory_format=torch.channels_last))
+        embeddings: Tensor = self.features(normalized).mean(dim=(2, 3))
+        return embeddings
 
     def forward(self, patches: Patches) -> Logits:
         """Compute logits.

@@ -1,5 +1,6 @@
 """How pixel values enter a network, and the check that all networks make of their dropout."""
 
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol, runtime_checkable
 
 import torch
@@ -23,15 +24,15 @@ class Normalization(nn.Module):
 
     Args:
         name: "imagenet", with the mean and standard deviation that torchvision's weights were trained with; "unit", to
-            the range [0, 1].
+            the range [0, 1]; or a mean and a standard deviation of red, green and blue, for pixel values from 0 to 1.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: NormalizationName) -> None:
+    def __init__(self, name: NormalizationName | tuple[Sequence[float], Sequence[float]]) -> None:
         super().__init__()
-        mean, std = MEAN_AND_STD[name]
+        mean, std = MEAN_AND_STD[name] if isinstance(name, str) else name
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 

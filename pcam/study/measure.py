@@ -17,6 +17,7 @@ from pcam.evaluation.predictions import Predictions
 from pcam.models.batch_norm import REESTIMATION_PATCHES, learning_layers, reestimate_batch_norm, write_statistics
 from pcam.options import SplitName
 from pcam.run_folder import RunFolder
+from pcam.study.backbones import measure_backbone
 from pcam.study.plan import Run
 from pcam.study.readings import READING_MOMENTA, TRAINED_READING, Reading
 from pcam.study.results import ENVIRONMENT_KEYS, ResultsFolder, check_keys
@@ -59,6 +60,7 @@ def measure_run(run: Run, folder: RunFolder, split: SplitName, root: Path, resul
         "passes": trained.step * trained.data.batch_size / train_patches,
         "data_fingerprint": trained.data.packed(split).fingerprint,
         "seconds": _training_seconds(folder.path),
+        **measure_backbone(trained, split),
         "environment": environment,
     }
     results.write(run, readings, folder.metrics.read_bytes(), facts)

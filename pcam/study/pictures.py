@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pcam.atomic import atomic_path
 from pcam.study.analysis import Answer, Results, mean_auroc
+from pcam.study.backbones import backbone_pictures
 from pcam.study.figures import (
     MOST_BANDS,
     READING_STYLES,
@@ -150,6 +151,7 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growt
             for label, rows in panel.items()
         )
         pictures.append(Picture("published", published_figure(panels), caption, f"{numbers}."))
+    pictures += [Picture(*picture) for picture in backbone_pictures(plan, results, means)]
     for arm, seeds in results.items():
         published, label, runs = plan.published.get(arm), plan.arms[arm].label, list(seeds.values())
         if published is not None and published.roc_figure is not None:
@@ -157,6 +159,8 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growt
             figure = published_roc_figure(label, runs, published)
             alternative = f"ROC curves of {label}; {_reading_words(runs, 'auroc')}."
             pictures.append(Picture(f"roc_{arm}", figure, caption, alternative))
+        if plan.arms[arm].command == "probe":  # what it logs are strengths of a penalty, or epochs of one layer
+            continue
         again = f"Published figure {published.loss_figure} again: l" if published and published.loss_figure else "L"
         caption = f"{again}osses of {label}. Thin lines: each seed; thick lines: their mean."
         alternative = f"Losses of {label} over steps. At the last step: {_reading_words(runs, 'loss')}."

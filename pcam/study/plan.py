@@ -42,19 +42,22 @@ class Arm:
     Args:
         label: What tables and figures call the arm.
         config: The experiment: the name of a shipped config, such as "random_dropout", or the path of a YAML file,
-            relative to the folder that the study is started from.
-        overrides: Options of training that differ from the config, such as `trainer.max_steps: 13500`.
+            relative to the folder that the study is started from; null for a probe, whose options are all overrides.
+        overrides: Options of training that differ from the config, such as `trainer.max_steps: 13500`, or the options
+            of a probe.
         batch_norm_readings: Whether to evaluate the network with three kinds of batch-norm statistics; it must have
             batch norm that is not frozen. If false, it is evaluated as it was trained.
         seeds: The random seeds that this arm is trained with, as for an arm that takes very long; null takes those of
             the study.
+        command: "train" trains the network; "probe" learns a linear unit on its embeddings, as `pcam probe` does.
     """
 
     label: str
-    config: Path
+    config: Path | None = None
     overrides: dict[str, Override] = field(default_factory=dict)
     batch_norm_readings: bool = False
     seeds: Sequence[int] | None = None
+    command: Literal["train", "probe"] = "train"
 
     def options(self) -> dict[str, Override]:
         """Read everything that decides the arm: the options of its config with the overrides, by dotted name.
@@ -62,6 +65,8 @@ class Arm:
         Raises:
             UserError: If the config cannot be read.
         """
+        if self.config is None:
+            return self.overrides | {"command": self.command}
         path = find_config(self.config)
         try:
             config = yaml.safe_load(path.read_text())
@@ -88,6 +93,8 @@ class Arm:
         Raises:
             UserError: If the arm has no number of steps, or ends before anything is logged or validated.
         """
+        if self.command == "probe":  # it takes next to none beside embedding
+            return 1
         options = self.options()
         found = options.get("trainer.max_steps")
         if not isinstance(found, int) or found < 1:
@@ -105,8 +112,10 @@ class Arm:
         return found
 
     def uses_weights(self) -> bool:
-        """Say whether the arm starts from pretrained weights."""
+        """Say whether the arm starts from pretrained weights of its config's network."""
         options = self.options()
+        if "model.network" in self.overrides:
+            return False
         found = options.get("model.network.weights", options.get("model.network.init_args.weights"))
         return found is not None
 
@@ -267,8 +276,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_name("a study", self.name)
-        for name in self.arms:
+        for name, arm in self.arms.items():
             _check_name("an arm", name)
+            if (arm.config is None) != (arm.command == "probe"):
+                raise UserError(
+                    f"Expected a config of the arm '{name}' if it is trained, and none if it is probed, but found "
+                    f"{arm.config} with the command {arm.command}; correct the study's YAML."
+                )
         labels = [arm.label for arm in self.arms.values()]
         if len(set(labels)) < len(labels):
             raise UserError(f"Expected arms with labels that differ, but found {labels}; correct the study's YAML.")

@@ -23,8 +23,8 @@ from pcam.shipped import find_config
 from pcam.study.plan import Plan, Run
 from pcam.study.results import ResultsFolder
 
-TRAIN_COMMAND: Final = (sys.executable, "-m", "pcam", "train")
-"""The command that trains a run; the run's options follow."""
+PCAM: Final = (sys.executable, "-m", "pcam")
+"""What begins the command that trains or probes a run; the command's name and the run's options follow."""
 
 MEASURE_COMMAND: Final = (sys.executable, "-m", "pcam.study.measure")
 """The command that measures a trained run; what it takes follows."""
@@ -165,7 +165,10 @@ class Job:
                 with atomic_path(place / "arm.json") as temporary:
                     content = {"digest": arm.digest(), "options": arm.options()}
                     temporary.write_text(json.dumps(content, indent=2) + "\n")
-                return self._process(train_command(self), lock, watch) or self._measure(lock, watch)
+                # The checkpoint of a probe is its end; one of a training may be before it.
+                is_probed = arm.command == "probe" and self.folder.trained(self.run) is not None
+                failed = None if is_probed else self._process(train_command(self), lock, watch)
+                return failed or self._measure(lock, watch)
             except UserError as error:
                 return str(error)
 
@@ -219,22 +222,22 @@ def train_command(job: Job) -> list[str]:
     plan, run, folder, conditions = job.plan, job.run, job.folder, job.conditions
     trained = folder.trained(run)
     if trained:
-        return [*TRAIN_COMMAND, "--resume", str(trained.path), "--data.root", str(conditions.root)]
+        return [*PCAM, "train", "--resume", str(trained.path), "--data.root", str(conditions.root)]
     arm = plan.arms[run.arm]
     options = {
-        "config": find_config(arm.config),
+        **({"seeds": 1} if arm.config is None else {"config": find_config(arm.config)}),
         "experiment": run.name,
         "seed_everything": run.seed,
         "runs_dir": folder.runs,
         "data.root": conditions.root,
-        "trainer.enable_progress_bar": "false",
+        **({} if arm.config is None else {"trainer.enable_progress_bar": "false"}),
         **{key: "null" if value is None else value for key, value in arm.overrides.items()},
     }
     if conditions.weights is not None and arm.uses_weights():
         options["model.network.weights"] = conditions.weights
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     callbacks = ["--trainer.callbacks+=pcam.training.BatchNormReadings"] if arm.batch_norm_readings else []
-    return [*TRAIN_COMMAND, *words, *callbacks]
+    return [*PCAM, arm.command, *words, *callbacks]
 
 
 def _environment(threads: int | None) -> Mapping[str, str]:

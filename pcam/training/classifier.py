@@ -15,13 +15,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 
 from pcam.errors import UserError
 from pcam.models.enlarged import enlarged_part
 from pcam.models.inference import InferenceNetwork
+from pcam.models.timm_network import LayeredNetwork
 from pcam.options import Precision
 from pcam.patches import PATCH_SIZE, Labels, Logits, PatchBatch, Patches
 from pcam.training.enlarged_statistics import EnlargedStatistics
@@ -271,14 +272,30 @@ class PatchClassifier(LightningModule):
                 f"another with --model.network, or freeze less of it."
             )
         try:
-            optimizer = self.optimizer(learning)
+            optimizer = self.optimizer(self._groups(learning))
+            for group in optimizer.param_groups:
+                group["lr"] *= group.get("rate_scale", 1.0)
             scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         except ValueError as error:
             raise UserError(
                 f"Expected options that the optimizer and the scheduler take, but found one that they refuse "
                 f"({error}); correct model.optimizer or model.scheduler."
             ) from error
+        if isinstance(scheduler, OneCycleLR):  # it has set the same rates for all groups
+            for group in optimizer.param_groups:
+                for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
+                    group[rate] *= group.get("rate_scale", 1.0)
         return optimizer, scheduler
+
+    def _groups(self, learning: list[nn.Parameter]) -> Any:
+        """Group the parameters by what their learning rate is multiplied by, where the network has such layers."""
+        scales = self.network.rate_scales() if isinstance(self.network, LayeredNetwork) else {}
+        if not scales:
+            return learning
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for parameter in learning:
+            by_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        return [{"params": found, "rate_scale": scale} for scale, found in by_scale.items()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Give Lightning the optimizer and the scheduler.

@@ -81,13 +81,6 @@ def recording(
         The parts, for `Trainer(..., **recording(...).trainer_options())`.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    board = TensorBoardLogger(
-        run.path.parent.parent,
-        name=run.path.parent.name,
-        version=run.path.name,
-        default_hp_metric=False,
-        purge_step=None if resume_step is None else resume_step + 1,
-    )
     parameters = Hyperparameters(hyperparameters or {}, monitor, run)
     return Recording(
         run,
@@ -102,10 +95,27 @@ def recording(
             LastCheckpoint(run, checkpoint_every_seconds),
             Interruption(run),
         ],
-        [board, MetricsFile(run.metrics, resume_step)],
+        run_loggers(run, resume_step),
         [AtomicCheckpoints()],
         parameters,
     )
+
+
+def run_loggers(run: RunFolder, resume_step: int | None = None) -> list[Logger]:
+    """Make what logs to a run folder: TensorBoard, and `metrics.csv`.
+
+    Args:
+        run: The run folder.
+        resume_step: What was logged after this step is dropped; null for a new run.
+    """
+    board = TensorBoardLogger(
+        run.path.parent.parent,
+        name=run.path.parent.name,
+        version=run.path.name,
+        default_hp_metric=False,
+        purge_step=None if resume_step is None else resume_step + 1,
+    )
+    return [board, MetricsFile(run.metrics, resume_step)]
 
 
 def steps_callbacks() -> list[Callback]:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from pcam.models import BaselineCNN, MobileNetV2, TorchvisionNetwork, engine
+from pcam.models import BaselineCNN, MobileNetV2, TimmNetwork, engine
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
 from tests.models.test_networks import patches, trained
 
 NETWORKS = {
     "MobileNetV2 at two sizes": lambda: MobileNetV2(weights=None, dropout=0.5, enlarged_sizes=[128]),
     "BaselineCNN": BaselineCNN,
-    "resnet18": lambda: TorchvisionNetwork("resnet18", weights=None),
+    "test_resnet": lambda: TimmNetwork("test_resnet", weights=None),
 }
 
 

@@ -1,0 +1,1 @@
+"""Embeddings of frozen networks, and what is learned on top of them."""
