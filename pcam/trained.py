@@ -271,7 +271,7 @@ class TrainedRun:
             self.network,
             store,
             adaptation,
-            lambda network: InferenceNetwork(settings.network(network), settings.precision).forward,
+            lambda network: InferenceNetwork(settings.network(network), settings.precision),
             change=partial(shift_stains, shifts=self.data.stain_shifts) if shifted else None,
             device=self.device,
             batch_size=self.data.batch_size,

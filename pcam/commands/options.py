@@ -15,6 +15,10 @@ BatchSize = restricted_number_type("BatchSize", int, [(">=", 1), ("<=", 65_536)]
 """A number of patches that are classified at once; 65,536 patches are 1.8 GB before a network sees them."""
 
 
+Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65_535)])
+"""The number of a port."""
+
+
 def warn_of_bfloat16(run: "TrainedRun") -> None:
     """Say on standard error that bfloat16 is slow on this machine, if it is asked for and that is so.
 

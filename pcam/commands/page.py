@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-from jsonargparse.typing import restricted_number_type
-
+from pcam.commands.options import Port
 from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
 from pcam.options import CheckpointName
 from pcam.run_folder import RunFolder
-
-Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65_535)])
-"""The number of a port."""
 
 
 def page(

@@ -111,7 +111,7 @@ class Predictions:
         """
         columns: dict[str, Any] = {"id": self.ids, "label": self.labels}
         columns |= {"logit": self.logits.astype(np.float64), "score": self.scores, "group": self.groups}
-        columns.update(self.origins)
+        columns |= {str(origin): names for origin, names in self.origins.items()}
         text = pd.DataFrame(columns).sort_values("id", kind="stable").to_csv(index=False)
         content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
         with atomic_path(path) as temporary:

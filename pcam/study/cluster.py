@@ -104,7 +104,7 @@ def _anywhere(job: Job) -> Job:
     folder, conditions = job.folder, job.conditions
     arms = {
         name: replace(arm, config=arm.config.resolve())
-        if arm.config.is_file()
+        if arm.config is not None and arm.config.is_file()
         else arm  # else the name of a shipped one
         for name, arm in job.plan.arms.items()
     }
