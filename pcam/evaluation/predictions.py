@@ -117,7 +117,8 @@ class Predictions:
         else:
             columns |= {"logit": self.logits.astype(np.float64), "score": self.scores}
         columns["group"] = self.groups
-        columns.update(self.origins)
+        for origin, names in self.origins.items():
+            columns[origin] = names
         table = pd.DataFrame(columns)
         text = (table if compact else table.sort_values("id", kind="stable")).to_csv(index=False)
         content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
