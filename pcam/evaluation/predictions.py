@@ -110,21 +110,9 @@ class Predictions:
                 whole.
         """
         columns: dict[str, Any] = {"id": self.ids, "label": self.labels}
-<<<<<<< HEAD
         columns |= {"logit": self.logits.astype(np.float64), "score": self.scores, "group": self.groups}
         columns |= {str(origin): names for origin, names in self.origins.items()}
         text = pd.DataFrame(columns).sort_values("id", kind="stable").to_csv(index=False)
-=======
-        if compact:
-            columns["logit"] = [f"{logit:.9g}" for logit in self.logits]
-        else:
-            columns |= {"logit": self.logits.astype(np.float64), "score": self.scores}
-        columns["group"] = self.groups
-        for origin, names in self.origins.items():
-            columns[origin] = names
-        table = pd.DataFrame(columns)
-        text = (table if compact else table.sort_values("id", kind="stable")).to_csv(index=False)
->>>>>>> shift-room2
         content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
         with atomic_path(path) as temporary:
             # Without the time and the temporary name that gzip would store.
