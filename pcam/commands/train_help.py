@@ -38,6 +38,9 @@ TRAINER_OPTIONS: Final = (
 )
 """The trainer's options that the short help shows; the others are behind --help_all."""
 
+RARE_DATA_OPTIONS: Final = ("train_patches", "train_slides")
+"""The data's options that only --help_all shows: those of a study of how much data is enough."""
+
 UNEXPLAINED: Final = {"-h", "--help", "--help_all", "--print_config", "--config"}
 """Options of the whole parser that are neither a run's nor a part's."""
 
@@ -147,6 +150,8 @@ def short_parser() -> Parser:
     parser.supplied_by_config = frozenset({"experiment", "monitor"})
     group = parser.add_argument_group("The data")
     for name, option in data_options().items():
+        if name in RARE_DATA_OPTIONS:
+            continue
         _add(group, f"--data.{name}", option, sentences=2)
     group = parser.add_argument_group("The classifier")
     networks = f"{', '.join(network_names())}, or the path of any class that takes patches and gives logits"

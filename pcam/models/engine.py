@@ -104,7 +104,7 @@ def _converted(network: nn.Module, patches: Patches) -> Any:
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         # A decision that depends on the patches would become that for these.
         warnings.filterwarnings("error", category=TracerWarning)
-        warnings.filterwarnings("ignore", category=TracerWarning, module="jaxtyping")  # compares shapes
+        warnings.filterwarnings("ignore", category=TracerWarning, module="jaxtyping|timm")  # they compare shapes
         traced = torch.jit.trace(network, patches, check_trace=False)  # type: ignore[no-untyped-call]  # torch 2.15
     frontend = FrontEndManager().load_by_framework("pytorch")  # openvino.convert_model takes a second longer
     decoder = TorchScriptPythonDecoder(traced, example_input=patches)  # must live until the end of the conversion

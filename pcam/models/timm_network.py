@@ -161,7 +161,7 @@ class TimmNetwork(nn.Module):
             Shape (batch, features).
         """
         inputs = self.normalization(patches.contiguous(memory_format=torch.channels_last))
-        if inputs.shape[-1] != self.image_size:
+        if self.image_size != PATCH_SIZE:
             inputs = interpolate(inputs, (self.image_size, self.image_size), mode="bilinear")
         return self.features.pool(self.features(inputs), self.pooling)
 

@@ -133,7 +133,7 @@ def _answer_patches(found: Answer, runs: Sequence[TrainedRun], paths: Sequence[P
         shown = slice(MOST_SHOWN)
         attributions, _ = run.attributions(batch.patches[shown])
         title = f"Evidence for and against tumour: {of_run}"
-        scores = expit(logits[shown]).astype(np.float32)
+        scores = expit(logits[shown])
         found.sheets.append(
             overlay_sheet(batch.patches[shown], attributions, scores, [None] * len(names[shown]), names[shown], title)
         )

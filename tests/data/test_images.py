@@ -305,6 +305,13 @@ def test_a_link_that_loops_is_refused(tmp_path: Path) -> None:
     assert str(loop) in str(raised.value)
 
 
+def open_to_all(folder: Path) -> None:
+    """Let anybody enter a folder of a test: those above it are root's own, and more where tests run in parallel."""
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_mode & 0o005 != 0o005:
+            parent.chmod(0o755)
+
+
 def as_nobody(work: Callable[[], object]) -> None:
     """Do something without root's rights."""
     if os.geteuid() != 0:
@@ -318,8 +325,7 @@ def as_nobody(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("what", ["a folder", "a file"])
 def test_what_may_not_be_read_is_named(what: str, tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    open_to_all(tmp_path)
     write_patches(tmp_path / "patches", {"train": (2, 2)})
     folder = tmp_path / "patches" / "train" / "0"
     path = folder if what == "a folder" else sorted(folder.iterdir())[0]
@@ -344,8 +350,7 @@ def none_is_read(path: Path) -> None:
 
 
 def test_a_root_that_may_not_be_written_trains(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    open_to_all(tmp_path)
     write_patches(tmp_path / "patches", {"train": (2, 2)})
     for path in (tmp_path / "patches").rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)

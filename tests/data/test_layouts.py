@@ -318,8 +318,8 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
         find_layout(tmp_path / "file")
 
 
-def test_the_table_of_the_readme_lists_the_forms() -> None:
-    lines = (REPOSITORY / "README.md").read_text().splitlines()
+def test_the_table_of_the_docs_lists_the_forms() -> None:
+    lines = (REPOSITORY / "docs" / "data.md").read_text().splitlines()
     first = lines.index("| form | what lies in `DIR` |") + 2
     rows = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("|"), lines[first:])]
     assert [name for name, _ in rows] == [form.name for form in FORMS]

@@ -141,7 +141,8 @@ def test_the_mean_score_is_explained_by_the_gradient_of_its_logit() -> None:
     seen: list[Tensor] = []
     with network.features.register_forward_hook(lambda module, inputs, output: seen.append(output)):
         gradients = torch.autograd.grad(SymmetryAverage(network)(patches).sum(), seen)
-    products = [(features * gradient).sum(dim=1) for features, gradient in zip(seen, gradients, strict=True)]
+    assert len(seen) == 1
+    products = (seen[-1] * gradients[-1]).sum(dim=1).unflatten(0, (8, len(patches)))  # all views in one pass
     # The views of SymmetryAverage: four turns of the patch, then four of the transposed patch.
     upright = [torch.rot90(products[turns], -turns, (1, 2)) for turns in range(4)]
     upright += [torch.rot90(products[4 + turns], -turns, (1, 2)).transpose(1, 2) for turns in range(4)]

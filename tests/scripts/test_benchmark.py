@@ -22,8 +22,10 @@ from pcam.benchmark.plain import plain_predict
 from pcam.benchmark.race import Stopwatch, race
 from pcam.benchmark.results import ratio_of
 from pcam.benchmark.whole import copy_patches, run_command
+from pcam.commands.benchmark import COMMANDS
 from pcam.commands.benchmark import main as benchmark
 from pcam.commands.predict import main as predict
+from pcam.door import first_line
 from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
 from pcam.shipped import find_config
@@ -286,13 +288,13 @@ def test_a_contestant_that_fails_ends_the_race(
         race({"one": contestant}, 1, torch.device("cpu"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["data", "train", "evaluate", "memory", "slide", "adaptation"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_each_option_and_describes_the_benchmark_once(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         benchmark([name, "--help"])
-    check_help(capsys.readouterr().out, "Measure how")
+    check_help(capsys.readouterr().out, first_line(COMMANDS[name])[:40])
 
 
 def test_help_answers_without_importing_what_takes_time() -> None:

@@ -181,8 +181,8 @@ OF_YESTERDAY = {"onnx": b"\x08 of yesterday", "safetensors": b"\x02\0\0\0\0\0\0\
 def test_a_file_that_answers_otherwise_is_not_kept(
     file_format: str, wrong: float, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def write(*arguments):
-        arguments[-1].write_bytes(b"a file")
+    def write(network, path, **options):
+        path.write_bytes(b"a file")
         return lambda patches: np.where(patches[:, 0, 0, 0] > 0, 0.5, 0.5 + wrong).astype(np.float32)
 
     monkeypatch.setattr(f"pcam.evaluation.export.write_{file_format}", write)

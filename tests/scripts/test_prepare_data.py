@@ -101,6 +101,7 @@ SUMMARIES = {
     "pack": "Pack every split",
     "audit": "Look for repeated patches",
     "synthesize": "Write synthetic patches",
+    "cut": "Cut ",
 }
 
 

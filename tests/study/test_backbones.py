@@ -9,7 +9,7 @@ import pytest
 from pcam.errors import UserError
 from pcam.study.plan import Arm, Run
 from pcam.study.report import write_report
-from pcam.study.runner import Conditions, StudyFolder, train_options
+from pcam.study.runner import Conditions, Job, StudyFolder, train_command
 from tests.study.made_up import PLAN, make_run
 
 PROBE = Arm(
@@ -28,7 +28,9 @@ def test_a_probe_has_no_config_and_a_training_has_one() -> None:
 
 def test_a_probe_is_run_by_its_own_options_and_weights(tmp_path: Path) -> None:
     conditions = Conditions(Path("patches"), Path("weights_of_mobilenet.pth"))
-    words = train_options(WITH_PROBE, Run("poor", 2), StudyFolder(tmp_path), conditions)
+    command = train_command(Job(WITH_PROBE, Run("poor", 2), StudyFolder(tmp_path), conditions))
+    assert command[1:4] == ["-m", "pcam", "probe"]
+    words = command[4:]
     options = dict(zip(words[::2], words[1::2], strict=True))
     assert options["--seeds"] == "1"
     assert options["--seed_everything"] == "2"
@@ -43,9 +45,12 @@ def test_the_report_shows_what_backbones_cost_and_learn_from_few_patches(tmp_pat
     for arm, signal in {"good": 1.0, "same": 1.0, "poor": 0.4}.items():
         run = Run(arm, 1)
         make_run(folder, run, signal)
-        path = folder.result(run)
-        assert path is not None
-        facts = {"parameters": 2_000_000 * len(arm), "seconds_per_patch": 0.002 * signal}
+        path = folder.results.path / run.name / "record.json"
+        facts = {
+            "digest": WITH_PROBE.arms[arm].digest(),
+            "parameters": 2_000_000 * len(arm),
+            "seconds_per_patch": 0.002 * signal,
+        }
         if arm != "good":
             curve = [{"shots": shots, "auroc": 0.6 + 0.1 * place} for place, shots in enumerate((5, 50, 500))]
             facts["few_shot"] = [

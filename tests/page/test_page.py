@@ -1,0 +1,96 @@
+"""The page: what it answers, and that it answers in a browser's place through its own door."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pcam.commands.evaluate import evaluate
+from pcam.commands.page import page
+from pcam.errors import UserError
+from pcam.page.answers import MOST_PATCHES, answer, with_threshold
+from pcam.page.app import build, launch
+from pcam.trained import TrainedRun
+from tests.scripts.test_evaluate import short_run
+
+
+@pytest.fixture(scope="module")
+def run(patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    trained = short_run("cnn", patch_root, cache_dir, tmp_path_factory.mktemp("runs"))
+    evaluate([trained])
+    return TrainedRun.load(trained)
+
+
+@pytest.fixture
+def patches(patch_root: Path) -> list[Path]:
+    return sorted((patch_root / "test").rglob("*.png"))[:3]
+
+
+def scores_of(run: TrainedRun, patches: list[Path]) -> np.ndarray:
+    return run.scores(np.stack([np.asarray(Image.open(path)) for path in patches]))
+
+
+def test_patches_get_scores_decisions_and_a_sheet(run: TrainedRun, patches: list[Path]) -> None:
+    found = answer([run, run], patches)
+    assert found.complaints == []
+    assert len(found.table) == 2 * len(patches)
+    assert len(found.sheets) == 2
+    expected = scores_of(run, patches)
+    assert found.table["score"][: len(patches)] == pytest.approx(expected, abs=1e-4)
+    [youden] = [name for name in found.table.columns if name.startswith("at youden")]
+    threshold = float(youden.partition("(")[2].rstrip(")"))
+    decided = ["tumour" if score > threshold else "normal" for score in expected]
+    assert found.table[youden][: len(patches)].tolist() == decided
+    assert found.table["calibrated probability"].between(0, 1).all()
+
+
+def test_what_is_wrong_with_a_file_is_said_and_the_others_are_scored(
+    run: TrainedRun, patches: list[Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.svs"
+    text.write_text("no slide")
+    found = answer([run], [text, *patches])
+    assert len(found.table) == len(patches)
+    assert len(found.complaints) == 1
+    assert found.complaints[0].startswith("Expected an image (PNG, TIFF or JPEG) in notes.svs, but it cannot be read")
+    assert "at once, but found 65" in answer([run], patches[:1] * (MOST_PATCHES + 1)).complaints[0]
+
+
+def test_a_larger_image_gets_a_map_whose_threshold_can_be_moved(run: TrainedRun, tmp_path: Path) -> None:
+    larger = tmp_path / "larger.png"
+    Image.fromarray(np.random.default_rng(0).integers(60, 200, (288, 384, 3), dtype=np.uint8)).save(larger)
+    [complaint] = answer([run], [larger]).complaints
+    assert "resolution" in complaint
+    [scores] = answer([run], [larger], mpp=0.972).slides
+    figure, sentence = with_threshold(scores, 0.0)
+    assert len(figure.axes) >= 2
+    area = scores.windows * scores.resolution[0] * scores.resolution[1] / 1e6
+    assert f"{area:.3f} mm² of {area:.3f} mm² of tissue have a score above 0.00" in sentence
+    assert "0.000 mm² of" in with_threshold(scores, 1.0)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
+def test_the_page_answers_over_http(run: TrainedRun, patches: list[Path]) -> None:
+    gradio_client = pytest.importorskip("gradio_client")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    built = build([run])
+    address = launch(built, port, block=False)
+    try:
+        assert address == f"http://127.0.0.1:{port}/"
+        client = gradio_client.Client(address, verbose=False)
+        found = client.predict([gradio_client.handle_file(path) for path in patches], 0, api_name="/score")
+        table = next(part["value"] for part in found if isinstance(part, dict) and "headers" in str(part.get("value")))
+        column = table["headers"].index("score")
+        assert [row[column] for row in table["data"]] == pytest.approx(scores_of(run, patches), abs=1e-4)
+    finally:
+        built.close()
+
+
+def test_a_run_that_is_not_there_is_said_before_anything_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Expected a run folder .* but found nothing at "):
+        page([tmp_path / "nowhere"])
