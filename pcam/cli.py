@@ -341,7 +341,7 @@ def complete_network(network: Any) -> None:
     module, _, name = network.class_path.rpartition(".")
     complete = getattr(getattr(importlib.import_module(module), name), "complete", None)
     if complete is not None:
-        network.init_args = Namespace(complete(network.init_args.as_dict()))
+        network.init_args = Namespace(complete(network.init_args.as_dict()))  # type: ignore[no-untyped-call]
 
 
 def _resolved(path: Path, argument: str) -> Path:

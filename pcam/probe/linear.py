@@ -230,7 +230,7 @@ def fit_eva(train: EmbeddedSplit, valid: EmbeddedSplit, seed: int) -> Fit:
     while step < EVA_STEPS and since < patience:
         order = torch.randperm(len(labels), generator=chance)
         losses = 0.0
-        for batch in order.split(EVA_BATCH)[: EVA_STEPS - step]:
+        for batch in torch.split(order, EVA_BATCH)[: EVA_STEPS - step]:
             embeddings = torch.from_numpy(train.matrix[batch.numpy()]).float()
             loss = binary_cross_entropy_with_logits(layer(embeddings).squeeze(-1), labels[batch])
             optimizer.zero_grad()

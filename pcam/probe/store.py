@@ -141,7 +141,7 @@ class Embedding:
             for batch in self._batches(loader) if skipped < len(sizes) else ():
                 if values is None:
                     shape = (count, batch.shape[1])
-                    values = np.lib.format.open_memmap(partial, "w+", np.dtype(self.dtype), shape)  # type: ignore[no-untyped-call]
+                    values = np.lib.format.open_memmap(partial, "w+", np.dtype(self.dtype), shape)
                 found = batch.numpy().astype(self.dtype)
                 if not np.isfinite(found).all():
                     raise UserError(
