@@ -100,11 +100,9 @@ def probe(args: Arguments) -> list[RunFolder]:
         run = RunFolder.claim(options.runs_dir, experiment)
         config = {**built.config, "experiment": experiment, "seed_everything": seed, "seeds": 1}
         fit = record_probe(run, yaml.safe_dump(config, sort_keys=False), network, train, learn)
-        fingerprints: dict[SplitName, str] = {
-            "train": data.packed("train").fingerprint,
-            "valid": data.packed("valid").fingerprint,
-        }
-        run.write_environment(device.type, fingerprints)
+        run.write_environment(
+            device.type, {"train": data.packed("train").fingerprint, "valid": data.packed("valid").fingerprint}
+        )
         runs.append(run)
         chosen = next(row for row in fit.rows if row["step"] == fit.step)
         facts = "".join(f", {fact} {value:g}" for fact, value in fit.facts.items())

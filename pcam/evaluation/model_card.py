@@ -98,8 +98,8 @@ def chosen_on_valid(
         }
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"Expected what evaluate wrote in {run.evaluation('valid', settings.suffix)}/metrics.json, but a part of it "
-            f"is missing or of another type ({error}); move it away, and evaluate the run again."
+            f"Expected what evaluate wrote in {run.evaluation('valid', settings.suffix)}/metrics.json, but a part of "
+            f"it is missing or of another type ({error}); move it away, and evaluate the run again."
         ) from error
 
 

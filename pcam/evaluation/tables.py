@@ -139,17 +139,23 @@ def print_comparison(
     labels = results[0][0].predictions[split].labels
     console = Console()
     table = Table("", "classifier", title=f"{split}, {len(labels):,} patches, 95 % intervals")
-    shown = ("accuracy", "balanced_accuracy", "loss")
+    shown = ("accuracy", "loss")
     for name in ("auroc", *shown):
-        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     for number, (system, measurement) in enumerate(results, 1):
         decisions = [f"{measurement.metrics[name].value:.4f}" for name in shown]
         table.add_row(str(number), escape(system.name), _words(measurement.metrics["auroc"], labels), *decisions)
     if mean is not None:
         words = f"{mean.auroc.estimate:.4f} ({interval_words(mean.auroc.interval())})"
         label = f"mean of {len(mean.names)} seeds; the interval is for other patches and other seeds"
-        table.add_row("", label, words, *(f"{mean.metrics[name]:.4f}\n± {mean.deviations[name]:.4f}" for name in shown))
+        table.add_row("", label, words, *(f"{mean.metrics[name]:.4f}" for name in shown))
     console.print(table)
+    if mean is not None:
+        table = Table("", "mean", title=f"{len(mean.names)} seeds: mean ± standard deviation; of AUROC the interval")
+        table.add_row("auroc", words)
+        for name, value in mean.metrics.items():
+            table.add_row(name.replace("_", " "), f"{value:.4f} ± {mean.deviations[name]:.4f}")
+        console.print(table)
     table = Table("pair", title="Differences in AUROC; DeLong's p is not corrected for the number of pairs")
     table.add_column("first - second", justify="right", no_wrap=True)
     table.add_column("p", justify="right")

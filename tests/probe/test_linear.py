@@ -1,5 +1,6 @@
 """The linear unit against scikit-learn, and against eva's protocol written down by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from pcam.errors import UserError
 from pcam.probe import few_shot, linear
 from pcam.probe.few_shot import few_shot_table, neighbour_logits
 from pcam.probe.linear import LogisticRegression, apply_linear, fit_eva, fit_lbfgs, measure_logits
+from pcam.probe.run import check_both_classes
 from pcam.probe.store import EmbeddedSplit
 
 
@@ -124,3 +127,9 @@ def test_a_few_shot_curve_rises_with_the_patches_and_narrows(monkeypatch: pytest
     assert widths.iloc[1] < widths.iloc[0] / 2
     assert (table["auroc_low"] <= table["auroc"]).all()
     assert few_shot_table(train, valid, 1.0, draws=6, seed=0).equals(table)
+
+
+def test_one_class_alone_is_refused() -> None:
+    one = replace(embedded(5), labels=np.ones(5, np.uint8))
+    with pytest.raises(UserError, match="both classes in train, but all 5 have the label 1"):
+        check_both_classes(one, embedded(20))
