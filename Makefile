@@ -17,7 +17,7 @@ train: $(VENV)/.installed $(if $(DATA),,$(SYNTHETIC))
 
 # Every test, the slow ones too; those on real patches where PCAM_REAL_DATA names their folder.
 test: $(VENV)/.installed check docs
-	$(BIN)/pytest -m "" $(ARGS)
+	$(BIN)/pytest -m "" -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check

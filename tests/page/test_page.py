@@ -38,7 +38,7 @@ def test_patches_get_scores_decisions_and_a_sheet(run: TrainedRun, patches: list
     assert len(found.table) == 2 * len(patches)
     assert len(found.sheets) == 2
     expected = scores_of(run, patches)
-    assert found.table["score"][: len(patches)] == pytest.approx(expected, abs=1e-4)
+    assert found.table["score"].to_numpy()[: len(patches)] == pytest.approx(expected, abs=1e-4)
     [youden] = [name for name in found.table.columns if name.startswith("at youden")]
     threshold = float(youden.partition("(")[2].rstrip(")"))
     decided = ["tumour" if score > threshold else "normal" for score in expected]
