@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import json
 import re
 import sys
 from contextlib import suppress
@@ -83,6 +84,20 @@ def test_every_block_of_a_page_runs_in_its_order(name: str, tmp_path: Path, monk
             monkeypatch.delitem(sys.modules, file[1])
         else:
             exec(compile(block, f"{name}, block {number}", "exec"), vars(page))
+
+
+@pytest.mark.slow  # paints patches and trains 300 steps
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*non-interactive")
+def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((DOCS / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    blocks = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(blocks) > 5
+    names: dict[str, object] = {}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"tour.ipynb, cell {number}", "exec"), names)
+    assert names["low"] > 0  # the network that was trained on these patches is better on them
 
 
 @pytest.mark.parametrize("name", EXPLAINED)
