@@ -108,12 +108,13 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
     return page
 
 
-def launch(page: Any, port: int, *, block: bool = True) -> str:
+def launch(page: Any, port: int, *, host: str = "127.0.0.1", block: bool = True) -> str:
     """Show the page on this machine.
 
     Args:
         page: What `build` built.
-        port: The port on the loopback device, 1 to 65,535.
+        port: The port, 1 to 65,535.
+        host: The address that the page listens at; that of the loopback device lets only this machine open it.
         block: Whether to go on until Ctrl-C.
 
     Returns:
@@ -123,7 +124,7 @@ def launch(page: Any, port: int, *, block: bool = True) -> str:
     # The system's fonts, as others would be fetched from elsewhere.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     address: str = page.launch(
-        server_name="127.0.0.1",
+        server_name=host,
         server_port=port,
         max_file_size=LARGEST_UPLOAD,
         theme=theme,
