@@ -186,7 +186,7 @@ def by_a_study(page: Path) -> list[list[str]]:
 
 @pytest.mark.slow  # draws all figures of a report
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if by_a_study(page)], ids=lambda page: str(page.relative_to(REPOSITORY))
+    "page", [page for page in DOCS.glob("*.md") if by_a_study(page)], ids=lambda page: str(page.relative_to(REPOSITORY))
 )
 def test_a_page_that_a_study_wrote_is_what_it_writes(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,7 +89,7 @@ def export(
         UserError: If the run or its data cannot be used, if the format cannot hold what is asked for, or if the file
             gives other scores than the checkpoint.
     """
-    if tta and file_format != "onnx":
+    if tta and file_format in ("safetensors", "hub"):
         raise UserError(
             f"Expected --format onnx with --tta, but found {file_format}, which holds weights alone and no symmetries; "
             "choose onnx, or leave out --tta and average the scores of the eight symmetries where the weights are used."

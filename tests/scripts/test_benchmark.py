@@ -162,10 +162,12 @@ def test_the_whole_command_predict_gives_the_scores_of_a_plain_script(
     tta: bool, patch_root: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
     network = trained(MobileNetV2(weights=None, dropout=0.5))
-    write_run(tmp_path, network, weights=None, dropout=0.5)
+    run = tmp_path / "run"
+    run.mkdir()
+    write_run(run, network, weights=None, dropout=0.5)
     option = ["--tta"] if tta else []
     rows = figures(
-        tmp_path / "figures.json", "predict", tmp_path, "--data.root", patch_root, "--data.cache_dir",
+        tmp_path / "figures.json", "predict", run, "--data.root", patch_root, "--data.cache_dir",
         cache_dir, "--patches", "30", "--rounds", "1", *option,
     )  # fmt: skip
     assert list(rows) == ["ours", "plain"]
@@ -173,7 +175,7 @@ def test_the_whole_command_predict_gives_the_scores_of_a_plain_script(
     images = copy_patches(patch_root / "valid", tmp_path / "links", 30)
     torch.save(plain_weights(network.state_dict()), tmp_path / "network.pt")
     plain_predict(tmp_path / "network.pt", images, tmp_path / "plain.csv", tta)
-    predict([str(tmp_path), "--input", str(images), "--output", str(tmp_path / "ours.csv"), *option])
+    predict([str(run), "--input", str(images), "--output", str(tmp_path / "ours.csv"), *option])
     ours, plain = (pd.read_csv(tmp_path / f"{name}.csv")["score"] for name in ("ours", "plain"))
     assert len(ours) == 30
     assert plain.std() > 1e-4
