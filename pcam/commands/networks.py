@@ -60,10 +60,20 @@ def build_network(command: Callable[..., Any], options: type[Options], args: Arg
     from pcam.data import PCamDataModule
     from pcam.data.layouts import find_layout
 
+    class Model:
+        """The part of the options that train has in its classifier: a class, so that what its network says is heard.
+
+        Args:
+            network: A network that makes embeddings.
+        """
+
+        def __init__(self, network: nn.Module) -> None:
+            self.network = network
+
     parser = TrainingParser(prog=program(), description=long_description(command))
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_function(options)
-    parser.add_subclass_arguments(nn.Module, "model.network", required=True)
+    parser.add_class_arguments(Model, "model")
     parser.add_class_arguments(PCamDataModule, "data", skip={"seed"})  # nothing of it is drawn
     config = parser.parse_args(with_config_paths(words))
     parser.refuse_null("data", PCamDataModule, config.data)

@@ -156,13 +156,17 @@ def find_facts(
             f"Expected a tag that timm has for {architecture}, but found '{name}' ({error}); leave out what is behind "
             f"the dot."
         ) from error
-    own = ({} if default is None else default.to_dict()) | (config.get("pretrained_cfg", config) if found else {})
+    usual = {} if default is None else default.to_dict()
+    own = usual | (config.get("pretrained_cfg", config) if found else {})
     built: dict[str, Argument] = {**(config.get("model_args") or {}), **(preset.arguments if preset else {})}
     built |= arguments or {}
+    for given in ("num_classes", "in_chans", "img_size"):  # what a classifier of patches is built with anyway
+        built.pop(given, None)
     side = image_size or (preset.image_size if preset else int(own.get("input_size", (3, 224, 224))[-1]))
     means = preset.mean_and_std if preset else (own.get("mean", IMAGENET[0]), own.get("std", IMAGENET[1]))
     classifier = own.get("classifier") or ()
-    if own.get("fixed_input_size") or preset:
+    # A transformer is built for a size; the config of a hub's folder says so in its arguments.
+    if preset or usual.get("fixed_input_size") or "img_size" in (config.get("model_args") or {}):
         built["img_size"] = side
     return Facts(
         name, architecture, side, list(mean or means[0]), list(std or means[1]),

@@ -36,10 +36,11 @@ def hub_folder(folder: Path, name: str, **pretrained: Any) -> nn.Module:
     network = timm.create_model(name)
     for _ in range(20):  # statistics of batch norm, with which features differ from patch to patch
         network.train()(torch.rand(8, 3, 160, 160))
-    folder.mkdir()
-    config = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {**network.pretrained_cfg, **pretrained}}
+    arguments = {"in_chans": 3, "num_classes": 1000}
+    timm.models.save_for_hf(network, folder, {"model_args": arguments}, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= pretrained
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors")
     return network.eval()
 
 
@@ -87,7 +88,7 @@ def test_a_completed_network_is_built_again_without_its_weights(tmp_path: Path) 
     options = TimmNetwork.complete(asked)
     again = TimmNetwork(**{**options, "weights": None}).eval()
     again.load_state_dict(network.state_dict())
-    assert options["arguments"] == {"img_size": 96}
+    assert options["arguments"]["img_size"] == 96
     with torch.no_grad():
         assert torch.equal(again(patches(2)), network(patches(2)))
 

@@ -125,6 +125,8 @@ def test_what_cannot_be_probed_is_refused_in_a_sentence(
     assert "BaselineCNN has no method embed" in said
     said = sentence(capsys, main_of_probe, [*words, *out, "--experiment", "../climbs"], 1)
     assert "Expected experiment to be the name of a folder" in said
+    said = sentence(capsys, main_of_probe, [*words, *out, "--model.network.pooling", "cls"], 1)
+    assert "a class token for pooling 'cls', but ResNet has none; leave out --model.network.pooling" in said
     said = sentence(capsys, main_of_probe, [*words, *out, "--method", "svm"], 2)
     assert "svm" in said
     assert not (tmp_path / "runs").exists()
