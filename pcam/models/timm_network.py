@@ -98,7 +98,6 @@ class TimmNetwork(nn.Module):
         self.features = _Features(backbone)
         if source is not None:
             load_backbone(backbone, facts, source)
-        _shelter_norms(backbone)
         linear = nn.Linear(self._try(facts), 1)
         nn.init.normal_(linear.weight, 0, 0.01)  # as in MobileNetV2
         nn.init.zeros_(linear.bias)
@@ -287,15 +286,3 @@ def _is_norm_or_bias(backbone: nn.Module, parameter_name: str) -> bool:
     """Whether a parameter of the features is a bias, or belongs to a layer that normalises."""
     layer, _, name = parameter_name.removeprefix("backbone.").rpartition(".")
     return name.endswith("bias") or "norm" in type(backbone.get_submodule(layer)).__name__.lower()
-
-
-def _shelter_norms(backbone: nn.Module) -> None:
-    """Put each batch norm of timm's that has its activation within it out of the reach of `InferenceNetwork`.
-
-    That takes up what is behind a convolution in an `nn.Sequential` if it is a kind of batch norm, and would lose the
-    activation. In a sequence of its own, the layer computes the same.
-    """
-    for layers in [module for module in backbone.modules() if isinstance(module, nn.Sequential)]:
-        for place, layer in enumerate(layers):
-            if isinstance(layer, nn.BatchNorm2d) and type(layer) is not nn.BatchNorm2d:
-                layers[place] = nn.Sequential(layer)
