@@ -155,7 +155,7 @@ def write_torchscript(network: nn.Module, path: Path) -> Score:
         # QuPath's extension reads nothing else, whatever PyTorch advises; and shapes that are constants warn.
         warnings.simplefilter("ignore")
         example = torch.zeros(2, *INPUT_SHAPES["NCHW"])
-        traced = torch.jit.trace(TwoLogits(network).eval(), example)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(TwoLogits(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
         loaded = torch.jit.load(path)  # type: ignore[no-untyped-call]
 

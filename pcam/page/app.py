@@ -1,7 +1,6 @@
 """The page in a browser: what is dropped, what is shown, and that nothing leaves the machine."""
 
 import base64
-import html
 import io
 import os
 import tempfile
@@ -63,7 +62,9 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
             gradio.Markdown("\n\n".join(found.complaints), visible=bool(found.complaints)),
             gradio.Dataframe(found.table, visible=len(found.table) > 0),
             gradio.DownloadButton(value=_csv(found, place), visible=len(found.table) > 0),
-            gradio.HTML(_pictures(found.sheets), visible=bool(found.sheets)),
+            gradio.HTML(
+                _pictures(found.sheets, "What speaks for and against tumour in the patches"), visible=bool(found.sheets)
+            ),
             found.slides,
             gradio.Slider(value=found.slides[0].threshold if found.slides else 0.5, visible=bool(found.slides)),
             *draw(found.slides, found.slides[0].threshold if found.slides else 0.5),
@@ -72,7 +73,9 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
     def draw(slides: list[Any], threshold: float) -> list[Any]:
         drawn = [with_threshold(scores, threshold) for scores in slides]
         return [
-            gradio.HTML(_pictures([figure for figure, _ in drawn]), visible=bool(drawn)),
+            gradio.HTML(
+                _pictures([figure for figure, _ in drawn], "The image, and the map of its scores"), visible=bool(drawn)
+            ),
             gradio.Markdown("\n\n".join(sentence for _, sentence in drawn), visible=bool(drawn)),
         ]
 
@@ -163,14 +166,13 @@ def _csv(found: Answer, place: Path) -> str | None:
     return file.name
 
 
-def _pictures(figures: Sequence[Figure]) -> str:
+def _pictures(figures: Sequence[Figure], words: str) -> str:
     """Draw figures side by side, one above the other where the window is narrow, as HTML that needs no other file."""
     drawn = []
     for figure in figures:
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        words = html.escape(figure.get_suptitle())
         drawn.append(f'<img src="{source}" alt="{words}" style="max-width: 100%; flex: 1 1 400px; min-width: 0">')
     return f'<div style="display: flex; flex-wrap: wrap; gap: 1em">{"".join(drawn)}</div>'
 
