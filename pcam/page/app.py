@@ -82,12 +82,13 @@ def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
     with gradio.Blocks(title="pcam", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gradio.Markdown(INTRODUCTION)
         with gradio.Row():
-            files = gradio.File(label="Patches, or larger images", file_count="multiple", scale=3)
+            files = gradio.File(label="Patches, or larger images", file_count="multiple", scale=3, min_width=320)
             mpp = gradio.Number(
                 label="Micrometres per pixel of larger images (0: as their files say)",
                 value=0,
                 minimum=0,
                 scale=1,
+                min_width=320,
             )
         button = gradio.Button("Score", variant="primary")
         examples = [[[str(path) for path in patches], 0], [[str(larger)], MICROMETRES_PER_PIXEL]]
