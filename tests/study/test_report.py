@@ -205,8 +205,8 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
         source="what to keep",
     )
     for seed in plan.seeds:
-        make_run(made, Run("poor", seed), 1.0, shifted_signal=0.1)
-        make_run(made, Run("absent", seed), 1.0, shifted_signal=0.8)
+        make_run(made, Run("poor", seed), 1.0, shifted_signal=0.1, plan=plan)
+        make_run(made, Run("absent", seed), 1.0, shifted_signal=0.8, plan=plan)
     write_report(plan, made)
     answer = pd.read_csv(made.report / "questions.csv")["answer"][0]
     assert re.fullmatch(
@@ -224,7 +224,7 @@ def test_stains_shifted_are_a_reading_and_nothing_published_need_be(tmp_path: Pa
     # Nothing stands for a reading that a run does not have.
     make_run(made, Run("same", 1), 1.0)
     run = made.results.read(PLAN, Run("same", 1))
-    with pytest.raises(UserError, match=r"Expected .*version_0 to be read with shifted stains too"):
+    with pytest.raises(UserError, match=r"Expected .*same_seed_1 to be read with shifted stains too"):
         run.logits("stain_shifted")
 
 
