@@ -1,7 +1,7 @@
 """Measure a trained run of a study: the process that follows its training.
 
-`python -m pcam.study.measure RUN_FOLDER ARM SEED SPLIT ROOT RESULTS`: a process of its own, so that it computes with
-the threads and the device of the training, and so that many runs of a study can be measured at once.
+`python -m pcam.study.measure RUN_FOLDER ARM SEED SPLIT ROOT RESULTS [costs]`: a process of its own, so that it computes
+with the threads and the device of the training, and so that many runs of a study can be measured at once.
 """
 
 import json
@@ -26,7 +26,9 @@ from pcam.training import BatchNormReadings
 from pcam.training.checkpoints import load_checkpoint
 
 
-def measure_run(run: Run, folder: RunFolder, split: SplitName, root: Path, results: ResultsFolder) -> None:
+def measure_run(
+    run: Run, folder: RunFolder, split: SplitName, root: Path, results: ResultsFolder, *, with_costs: bool
+) -> None:
     """Predict a split with a run's last checkpoint, once for each reading, and write the result.
 
     Args:
@@ -35,6 +37,7 @@ def measure_run(run: Run, folder: RunFolder, split: SplitName, root: Path, resul
         split: The split that is predicted.
         root: The folder with the patches.
         results: Where the result is written.
+        with_costs: Whether to measure also what the network costs, as a study with probes shows it.
 
     Raises:
         UserError: If a reading's statistics or a finite logit are missing, or the checkpoint does not fit.
@@ -60,7 +63,7 @@ def measure_run(run: Run, folder: RunFolder, split: SplitName, root: Path, resul
         "passes": trained.step * trained.data.batch_size / train_patches,
         "data_fingerprint": trained.data.packed(split).fingerprint,
         "seconds": _training_seconds(folder.path),
-        **measure_backbone(trained, split),
+        **(measure_backbone(trained, split) if with_costs else {}),
         "environment": environment,
     }
     results.write(run, readings, folder.metrics.read_bytes(), facts)
@@ -110,10 +113,17 @@ def _training_seconds(folder: Path) -> float:
 @front_door
 def main(args: Arguments = None) -> None:
     """Measure the run that the command line names; `runner.measure_command` writes it."""
-    folder, arm, seed, split, root, results = sys.argv[1:] if args is None else args
+    folder, arm, seed, split, root, results, *also = sys.argv[1:] if args is None else args
     assert split in get_args(SplitName)
     split = cast(SplitName, split)
-    measure_run(Run(arm, int(seed)), RunFolder(Path(folder)), split, Path(root), ResultsFolder(Path(results)))
+    measure_run(
+        Run(arm, int(seed)),
+        RunFolder(Path(folder)),
+        split,
+        Path(root),
+        ResultsFolder(Path(results)),
+        with_costs=also == ["costs"],
+    )
 
 
 if __name__ == "__main__":

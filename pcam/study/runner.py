@@ -178,6 +178,8 @@ class Job:
             return "its training has left no checkpoint"
         results = self.folder.results.path
         words = [trained.path, *self.run, self.plan.split, self.conditions.root, results]
+        if any(arm.command == "probe" for arm in self.plan.arms.values()):
+            words.append("costs")
         return self._process([*MEASURE_COMMAND, *map(str, words)], lock, watch)
 
     def _process(self, command: Sequence[str], lock: int, watch: Watch) -> str | None:
