@@ -1,6 +1,7 @@
 """Runs of a study side by side, on one machine and on two machines of a Ray cluster of which one dies."""
 
 import json
+import os
 import re
 import sys
 import threading
@@ -39,6 +40,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow  # starts a cluster and six processes that import PyTorch
+@pytest.mark.skipif("PCAM_CLUSTER" not in os.environ, reason="takes minutes and some GB; PCAM_CLUSTER=1 runs it")
 @pytest.mark.filterwarnings("default")  # Ray's own
 def test_a_cluster_of_which_a_machine_dies_gives_the_results_of_one_machine(
     patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
