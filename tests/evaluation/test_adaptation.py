@@ -176,8 +176,6 @@ def test_results_with_adaptation_have_a_folder_of_their_own(
     predict([str(run), "--input", str(images), "--output", str(scores)])
     assert adapted != scores.read_bytes()
     assert len(sample_inputs([images], 50)) == 40  # every fourth of 160
-    said = sentence(capsys, predict, [str(run), "--input", str(images), "--tile", "--adapt_bn", "all"], 1)
-    assert "Expected --tile or --adapt_bn, but found both" in said
 
 
 def test_the_benchmark_weighs_classes_by_their_share(wilds: Path, tmp_path: Path) -> None:
