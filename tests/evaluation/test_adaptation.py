@@ -26,7 +26,6 @@ from pcam.run_folder import RunFolder
 from pcam.trained import TrainedRun
 from tests.data.forms import noise, write_camelyon17
 from tests.scripts.test_evaluate import short_run
-from tests.scripts.test_front_door import sentence
 
 
 class SmallNetwork(nn.Module):
