@@ -157,6 +157,7 @@ def test_a_run_that_others_cannot_imitate_is_refused(
 
 
 @pytest.mark.slow  # starts four processes
+@pytest.mark.skipif("PCAM_BENCHMARKS" not in os.environ, reason="takes minutes; PCAM_BENCHMARKS=1 runs it")
 @pytest.mark.parametrize("tta", [False, True])
 def test_the_whole_command_predict_gives_the_scores_of_a_plain_script(
     tta: bool, patch_root: Path, cache_dir: Path, tmp_path: Path
