@@ -1,7 +1,6 @@
 """PatchCamelyon made again: labelled patches from annotated slides, by its label rule and its background rule."""
 
 import csv
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from pcam.atomic import clear_abandoned, temporary_path
+from pcam.atomic import atomic_folder
 from pcam.errors import UserError
 from pcam.patches import CLASS_NAMES, PATCH_SIZE
 from pcam.slides.marked import Marked, any_marked, read_marked
@@ -64,15 +63,8 @@ def cut_slides(
     Raises:
         UserError: If `output` is not empty, a slide cannot be read, or a class has no patch.
     """
-    output = output.resolve()  # a rename needs the folder itself, not a link to it
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        found = "a folder that is not empty" if output.is_dir() else "a file"
-        raise UserError(f"Expected a new or empty folder for the patches, but {output} is {found}; choose another.")
-    temporary = temporary_path(output)
-    if output.parent.is_dir():
-        clear_abandoned(output)
     rows: list[Cut] = []
-    try:
+    with atomic_folder(output, "for the patches") as temporary:
         for label in range(len(CLASS_NAMES)):
             (temporary / str(label)).mkdir(parents=True)
         for number, (path, truth) in enumerate(track(slides.items(), "Cutting", total=len(slides))):
@@ -93,9 +85,6 @@ def cut_slides(
         with (temporary / "patches.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.writer(file)
             table.writerows([Cut._fields, *rows])
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return counts
 
 
