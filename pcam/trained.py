@@ -23,6 +23,7 @@ from pcam.data.stain import shift_stains
 from pcam.errors import UserError
 from pcam.evaluation.adaptation import MIN_PATCHES, adapted_logits, sample_batches
 from pcam.evaluation.explain import Attributions, explain, explain_mean_score
+from pcam.evaluation.model_card import chosen_on_valid
 from pcam.evaluation.predictions import Predictions, check_finite
 from pcam.models.batch_norm import REESTIMATION_PATCHES, adapt_batch_norm, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
@@ -74,7 +75,7 @@ class TrainedRun:
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        path: RunFolder | Path | str,
         checkpoint: CheckpointName = "best",
         *,
         root: Path | str | None = None,
@@ -91,7 +92,8 @@ class TrainedRun:
 
         Args:
             path: The run folder, such as `lightning_logs/best/version_0`; or a published run: the name of one that
-                comes with the package, such as "best", or "hf://owner/name" on the Hugging Face hub.
+                comes with the package, such as "best", or "hf://owner/name" on the Hugging Face hub; or what
+                `RunFolder.find` found of either.
             checkpoint: "best" by the experiment's `monitor`, "last", or "previous", the one before the last.
             root: Folder with the data; null is the one that the run was trained on.
             tta: Whether each score is the mean over the eight symmetries of the square (test-time augmentation).
@@ -114,7 +116,11 @@ class TrainedRun:
             ConfigError: If the run's config is wrong.
             UserError: If there is no run folder or no such checkpoint, or the checkpoint does not fit the network.
         """
-        folder = RunFolder(Path(path)) if network is not None and data is not None else RunFolder.find(Path(path))
+        if isinstance(path, RunFolder):
+            folder = path
+        else:
+            is_whole = network is None or data is None  # else a run from a notebook, whose folder has no config
+            folder = RunFolder.find(Path(path)) if is_whole else RunFolder(Path(path))
         weights = folder.checkpoint(checkpoint)
         config = read_config(folder) if folder.config.is_file() else {}
         if network is None or data is None:
@@ -142,6 +148,22 @@ class TrainedRun:
     def engine(self) -> str:
         """What computes logits, with its version, such as "OpenVINO 2026.4.1"; PyTorch where that is not installed."""
         return self._classifier(None).name
+
+    def recorded_choices(self, tta: bool | None = None) -> dict[str, Any] | None:
+        """Find what evaluating the run on its valid split with these settings has chosen.
+
+        Args:
+            tta: Whether scores are averaged over the eight symmetries of the square; null does as the run was loaded.
+
+        Returns:
+            The `temperature`, the `thresholds` by name, and the `metrics` on valid; None if it was not evaluated so.
+
+        Raises:
+            UserError: If what was written is damaged.
+        """
+        settings = self.settings if tta is None else replace(self.settings, tta=tta)
+        fingerprint = self.folder.read_environment().get("data_fingerprints", {}).get("valid", "")
+        return chosen_on_valid(self.folder, settings, self.checkpoint, self.step, fingerprint)
 
     def reestimate_batch_norm(self) -> None:
         """Estimate batch norm's running statistics again, on un-augmented training patches; changes the network."""

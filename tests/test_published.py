@@ -11,6 +11,7 @@ import yaml
 from safetensors import safe_open
 
 from pcam.commands.evaluate import evaluate
+from pcam.commands.explain import explain
 from pcam.commands.export import export
 from pcam.commands.predict import predict
 from pcam.errors import UserError
@@ -131,6 +132,21 @@ def test_every_run_that_is_shipped_scores_patches_without_its_data(
         predict(Path(name), [patch_root / "test"], Path(f"{name}.csv"))
         assert len((tmp_path / f"{name}.csv").read_text().splitlines()) == 16
         assert "/" not in yaml.safe_load(run.config.read_text())["data"]["root"].removeprefix("data/")
+
+
+def test_results_of_a_shipped_run_stay_out_of_the_package(
+    patch_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    package = RunFolder.find(Path("best")).path
+    before = {path: path.stat().st_mtime_ns for path in package.rglob("*")}
+    [output] = evaluate([Path("best")], root=patch_root)
+    assert output == Path("lightning_logs/published/best/evaluation/valid")
+    assert (tmp_path / output / "predictions.csv").is_file()
+    [sheet] = explain([Path("best")], root=patch_root, shown=2)
+    assert (tmp_path / sheet).is_relative_to(tmp_path / "lightning_logs")
+    assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == before
 
 
 def test_a_shipped_run_is_exported_without_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ Tried on one's own machine with `python app.py`.
 """
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pcam.page.app import build, launch
 from pcam.trained import TrainedRun
@@ -12,4 +14,5 @@ from pcam.trained import TrainedRun
 HOST = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
 
 if __name__ == "__main__":
-    launch(build([TrainedRun.load("best")]), 7860, host=HOST)
+    with TemporaryDirectory() as place:
+        launch(build([TrainedRun.load("best")], Path(place)), 7860, host=HOST)

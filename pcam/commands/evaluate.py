@@ -81,7 +81,7 @@ def evaluate(
     def load(reestimate_bn: bool) -> list[TrainedRun]:
         return [
             TrainedRun.load(
-                folder.path,
+                folder,
                 checkpoint,
                 root=root,
                 tta=tta,

@@ -81,7 +81,7 @@ def explain(
         from pcam.trained import TrainedRun
 
         return TrainedRun.load(
-            folder.path,
+            folder,
             checkpoint,
             root=root,
             tta=tta,

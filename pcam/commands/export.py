@@ -116,7 +116,7 @@ def export(
     from pcam.trained import TrainedRun
 
     trained = TrainedRun.load(
-        run, checkpoint, root=root, tta=tta, reestimate_bn=reestimate_bn, enlarged_sizes=enlarged_sizes
+        folder, checkpoint, root=root, tta=tta, reestimate_bn=reestimate_bn, enlarged_sizes=enlarged_sizes
     )
     patches, fingerprint = _parity_patches(trained, is_root_given=root is not None)
     network = trained.settings.network(trained.network.cpu()).eval()

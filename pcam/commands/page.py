@@ -1,6 +1,7 @@
 """Open a page in the browser on which patches and larger images can be tried."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pcam.commands.options import Port
 from pcam.door import Arguments, front_door, run_function
@@ -41,14 +42,15 @@ def page(
     from pcam.trained import TrainedRun
 
     loaded = [TrainedRun.load(run, checkpoint, tta=tta) for run in runs]
-    blocks = build(loaded, root)
-    print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends the page.", flush=True)
-    try:
-        launch(blocks, port)
-    except OSError as error:
-        raise UserError(
-            f"Expected port {port} to be free, but it cannot be used ({error}); choose another with --port."
-        ) from error
+    with TemporaryDirectory(prefix="pcam-page-") as place:
+        blocks = build(loaded, Path(place), root)
+        print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends the page.", flush=True)
+        try:
+            launch(blocks, port)
+        except OSError as error:
+            raise UserError(
+                f"Expected port {port} to be free, but it cannot be used ({error}); choose another with --port."
+            ) from error
 
 
 @front_door

@@ -79,7 +79,7 @@ def predict(
         from pcam.trained import TrainedRun
 
         trained = TrainedRun.load(
-            folder.path,
+            folder,
             checkpoint,
             root=root,
             tta=tta,

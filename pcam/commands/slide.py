@@ -73,7 +73,7 @@ def slide(
 
     found = find_slides(slides, output)
     trained = TrainedRun.load(
-        folder.path,
+        folder,
         checkpoint,
         root=root,
         tta=tta,

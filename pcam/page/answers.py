@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,6 @@ from scipy.special import expit
 
 from pcam.data.inputs import read_inputs
 from pcam.errors import UserError
-from pcam.evaluation.model_card import chosen_on_valid
 from pcam.evaluation.sheets import overlay_sheet
 from pcam.patches import PATCH_SIZE
 from pcam.run_folder import run_names
@@ -114,7 +113,7 @@ def _answer_patches(found: Answer, runs: Sequence[TrainedRun], paths: Sequence[P
     rows = []
     for run, of_run in zip(runs, run_names([run.folder for run in runs]), strict=True):
         logits = run.logits(batch.patches).astype(np.float64)
-        chosen = choices_of(run)
+        chosen = run.recorded_choices()
         temperature = chosen.get("temperature") if chosen else None
         thresholds = chosen["thresholds"] if chosen else {"0.5": 0.5}
         for name, logit in zip(names, logits, strict=True):
@@ -140,15 +139,9 @@ def _answer_patches(found: Answer, runs: Sequence[TrainedRun], paths: Sequence[P
     found.table = pd.DataFrame(rows)
 
 
-def choices_of(run: TrainedRun) -> dict[str, Any] | None:
-    """Find the temperature and the thresholds that evaluating a run on valid has chosen; None if it was not."""
-    fingerprint = run.folder.read_environment().get("data_fingerprints", {}).get("valid", "")
-    return chosen_on_valid(run.folder, run.settings, run.checkpoint, run.step, fingerprint)
-
-
 def _middle_threshold(run: TrainedRun) -> float:
     """Youden's threshold, or .5 where it is not known."""
-    chosen = choices_of(run)
+    chosen = run.recorded_choices()
     return float(chosen["thresholds"].get("youden", 0.5)) if chosen else 0.5
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pcam.data.synthetic import synthesize
 from pcam.extras import import_extra
-from pcam.page.answers import Answer, answer, choices_of, with_threshold
+from pcam.page.answers import Answer, answer, with_threshold
 from pcam.patches import MICROMETRES_PER_PIXEL
 from pcam.run_folder import run_names
 from pcam.trained import TrainedRun
@@ -40,20 +40,21 @@ stays on the machine that runs this page.
 """
 
 
-def build(runs: Sequence[TrainedRun], root: Path | None = None) -> Any:
+def build(runs: Sequence[TrainedRun], place: Path, root: Path | None = None) -> Any:
     """Build the page.
 
     Args:
         runs: The classifiers, at least one; several are shown side by side.
+        place: A folder for the examples, for what visitors drop and for their tables; whoever made it removes it.
         root: A folder with patches of PatchCamelyon, of which examples are taken beside the painted ones; None for
             painted ones only.
 
     Returns:
         Gradio's blocks, to be launched.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
+    # Before Gradio is imported.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(place / "uploads")}
     gradio = import_extra("gradio", "page")
-    place = Path(tempfile.mkdtemp(prefix="pcam-page-"))
     patches, larger = _examples(place, runs[0], root)
 
     def score(files: list[str] | None, mpp: float | None) -> list[Any]:
@@ -183,7 +184,7 @@ def _card(run: TrainedRun) -> str:
     page = run.folder.path / "README.md"
     if page.is_file():
         return page.read_text(encoding="utf-8").split("---\n", 2)[-1]
-    chosen = choices_of(run)
+    chosen = run.recorded_choices()
     if chosen is None:
         return "It has not been evaluated on its valid split, so only a threshold of 0.5 is known: run `pcam evaluate`."
     table = pd.DataFrame({"on valid": chosen["metrics"]}).round(4)

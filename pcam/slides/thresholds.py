@@ -1,13 +1,11 @@
 """The threshold of a run: its own choice on the valid split, by name."""
 
-from dataclasses import replace
 from typing import Final, Literal
 
 from scipy.special import expit
 
 from pcam.errors import UserError
 from pcam.evaluation.measurement import Choices
-from pcam.evaluation.model_card import chosen_on_valid
 from pcam.options import ThresholdName
 from pcam.trained import TrainedRun
 
@@ -33,9 +31,7 @@ def chosen_threshold(run: TrainedRun, name: ThresholdName, tta: bool | None = No
     """
     if name == HALF:
         return 0.5
-    fingerprint = run.folder.read_environment().get("data_fingerprints", {}).get("valid")
-    settings = run.settings if tta is None else replace(run.settings, tta=tta)
-    record = chosen_on_valid(run.folder, settings, run.checkpoint, run.step, fingerprint)
+    record = run.recorded_choices(tta)
     if record is not None:
         thresholds = record["thresholds"]
     else:

@@ -73,12 +73,12 @@ def test_a_larger_image_gets_a_map_whose_threshold_can_be_moved(run: TrainedRun,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
-def test_the_page_answers_over_http(run: TrainedRun, patches: list[Path]) -> None:
+def test_the_page_answers_over_http(run: TrainedRun, patches: list[Path], tmp_path: Path) -> None:
     gradio_client = pytest.importorskip("gradio_client")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    built = build([run])
+    built = build([run], tmp_path)
     address = launch(built, port, block=False)
     try:
         assert address == f"http://127.0.0.1:{port}/"
