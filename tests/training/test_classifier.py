@@ -139,7 +139,7 @@ def test_the_fast_path_gives_the_losses_of_the_plain_one(
     kind: str, patch_root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = train_losses(patch_root, cache_dir, seeded(kind))
-    monkeypatch.setattr(PatchClassifier, "_start_evaluating", lambda self, precision: None)
+    monkeypatch.setattr(PatchClassifier, "_start_evaluating", lambda *_: None)
     monkeypatch.setattr(PatchClassifier, "evaluate", PatchClassifier.forward)
     plain = train_losses(patch_root, cache_dir, Plain(seeded(kind)))
     assert len(fast) == 5
