@@ -15,9 +15,10 @@ SYNTHETIC := data/synthetic
 train: $(VENV)/.installed $(if $(DATA),,$(SYNTHETIC))
 	$(BIN)/python scripts/train.py --config $(CONFIG) --data.root "$(or $(DATA),$(SYNTHETIC))" $(ARGS)
 
-# Every test, the slow ones too; those on real patches where PCAM_REAL_DATA names their folder.
+# Every test, the slow ones too; those on real patches where PCAM_REAL_DATA names their folder. Two processes of one
+# thread each: with more threads than cores, those of one process wait for those of the other.
 test: $(VENV)/.installed check docs
-	$(BIN)/pytest -m "" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -1,9 +1,11 @@
 """What all tests share: shape checks on the package, a tiny data set, and the scripts' front doors."""
 
+import gc
 import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir / "user"))
     monkeypatch.setattr(sys, "argv", ["pytest"])  # the scripts name themselves by it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collect_garbage() -> Iterator[None]:
+    """Let what a file leaves unclosed fail in that file, and not wherever garbage is collected next."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
