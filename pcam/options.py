@@ -35,7 +35,11 @@ FormatName = Literal["onnx", "safetensors", "torchscript", "hub"]
 """What a classifier is exported as: a kind of file, or the folder that the Hugging Face hub takes."""
 
 AdaptationUnit = Literal["all", "slide", "hospital"]
-"""What batch norm is adapted to: all patches together, the patches of each slide, or those of each hospital."""
+"""What a network is adapted to: all patches together, the patches of each slide, or those of each hospital."""
+
+AdaptationMethod = Literal["stains", "batch_norm", "both"]
+"""How a network is adapted: what it sees is brought to the staining of the training patches, its first layers of batch
+norm take the statistics of the patches, or both, one after the other."""
 
 ADAPTED_LAYERS: Final = 8
 """Layers of batch norm that are adapted unless said otherwise; docs/shift.md says why."""
@@ -51,23 +55,29 @@ class Adaptation:
 
     Args:
         unit: The patches that are adapted to together.
+        method: "stains", "batch_norm" or "both".
         layers: How many layers of batch norm are adapted, counted from the first, at least 1.
-        weight: The share of the patches' own statistics, above 0 to 1; the rest is those of training.
+        weight: The share of the patches' own statistics of batch norm, above 0 to 1; the rest is those of training.
     """
 
     unit: AdaptationUnit
+    method: AdaptationMethod = "stains"
     layers: int = ADAPTED_LAYERS
     weight: float = 1.0
 
     @property
     def suffix(self) -> str:
         """What the folder of results has after the split's name."""
-        return f"_adapted_{self.unit}_{self.layers}" + ("" if self.weight == 1 else f"_{self.weight:g}")
+        blend = "" if self.weight == 1 else f"_{self.weight:g}"
+        method = {"stains": "stains", "batch_norm": f"bn_{self.layers}", "both": f"stains_bn_{self.layers}"}
+        return f"_adapted_{self.unit}_{method[self.method]}" + ("" if self.method == "stains" else blend)
 
     def __str__(self) -> str:
         units = {"all": "all patches", "slide": "each slide", "hospital": "each hospital"}[self.unit]
         blend = "" if self.weight == 1 else f" by {self.weight:g}"
-        return f"first {self.layers} bn layers adapted{blend} to {units}"
+        layers = f"first {self.layers} bn layers"
+        parts = {"stains": "stains", "batch_norm": f"{layers}{blend}", "both": f"stains and {layers}{blend}"}
+        return f"{parts[self.method]} adapted to {units}"
 
 
 AxisOrder = Literal["NHWC", "NCHW"]

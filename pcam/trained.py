@@ -19,13 +19,13 @@ from pcam.atomic import expanded
 from pcam.data import PCamDataModule
 from pcam.data.layouts.tables import listed
 from pcam.data.packed import PackedSplit
-from pcam.data.stain import shift_stains
+from pcam.data.stain import Staining, shift_stains
 from pcam.errors import UserError
-from pcam.evaluation.adaptation import MIN_PATCHES, adapted_logits, sample_batches
+from pcam.evaluation.adaptation import MAX_PATCHES, MIN_PATCHES, adapt, adapted_logits, sample_batches
 from pcam.evaluation.explain import Attributions, explain, explain_mean_score
 from pcam.evaluation.model_card import chosen_on_valid
 from pcam.evaluation.predictions import Predictions, check_finite
-from pcam.models.batch_norm import REESTIMATION_PATCHES, adapt_batch_norm, reestimate_batch_norm
+from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
 from pcam.options import Adaptation, CheckpointName, Precision, SplitName
 from pcam.patches import PatchArray, Patches
@@ -102,8 +102,8 @@ class TrainedRun:
             reestimate_bn: Whether to estimate batch norm's running statistics again, on 10,000 training patches.
             enlarged_sizes: The sizes, besides 96 pixels, that patches are evaluated at: some of those that the network
                 was trained with; null is all of them.
-            adaptation: How `predict` adapts batch norm to the patches of a split, without their labels; null leaves
-                the network as it was trained. Patches that are no split: `adapt_to`.
+            adaptation: How `predict` adapts the network to the patches of a split, without their labels; null leaves it
+                as it was trained. Patches that are no split: `adapted_to`.
             device: "auto" (an accelerator if PyTorch finds one, else the CPU), or PyTorch's name of a device.
             network: The network that the weights are loaded into; null builds the one that the config names. For a
                 run that was trained in a notebook, whose folder has no config.
@@ -170,26 +170,40 @@ class TrainedRun:
         reestimate_batch_norm(self.network, self.data.training_patches(REESTIMATION_PATCHES, self.device))
         self._prepared = None
 
-    def adapt_to(self, patches: NDArray[np.uint8] | Tensor, adaptation: Adaptation) -> None:
-        """Adapt batch norm to patches from elsewhere, without their labels; changes the network.
+    def training_staining(self) -> Staining:
+        """Find the staining of the training patches: what a published run says of it, else that of 1,024 of them.
+
+        Raises:
+            UserError: If the run does not say it, and its data cannot be read.
+        """
+        recorded = self.folder.read_environment().get("staining")
+        if recorded is not None:
+            return Staining(**recorded)
+        return Staining.of(self.data.training_patches(MAX_PATCHES, torch.device("cpu")))
+
+    def adapted_to(self, patches: NDArray[np.uint8] | Tensor, adaptation: Adaptation) -> "TrainedRun":
+        """Make a classifier that is adapted to patches from elsewhere, without their labels.
 
         Args:
             patches: As for `logits`: all of one slide or hospital, or some of them drawn at random. Of more than 1,024,
                 as many are used.
-            adaptation: How many layers are adapted, and how much. Whatever its unit, the patches are one.
+            adaptation: How the network is adapted. Whatever its unit, the patches are one.
+
+        Returns:
+            The classifier; this one stays as it is.
 
         Raises:
-            UserError: If there are too few patches, or the network has no batch norm.
+            UserError: If there are too few patches, or they or the network cannot be used for the method.
         """
         _check_patches(patches)
         if len(patches) < MIN_PATCHES:
             raise UserError(
-                f"Expected at least {MIN_PATCHES} patches to adapt batch norm to, but found {len(patches):,}; score "
-                f"them without adaptation."
+                f"Expected at least {MIN_PATCHES} patches to adapt to, but found {len(patches):,}; score them without "
+                f"adaptation."
             )
         batches = (self._on_device(patches[rows]) for rows in sample_batches(len(patches)))
-        self.network = adapt_batch_norm(self.network, batches, adaptation)
-        self._prepared = None
+        network = adapt(self.network, batches, adaptation, self._reference(adaptation))
+        return TrainedRun(self.folder, self.checkpoint, self.config, self.step, network, self.data, self.settings)
 
     def logits(
         self, patches: NDArray[np.uint8] | Tensor, *, tta: bool | None = None, batch_size: int = BATCH_SIZE
@@ -293,6 +307,7 @@ class TrainedRun:
             self.network,
             store,
             adaptation,
+            self._reference(adaptation),
             lambda network: InferenceNetwork(settings.network(network), settings.precision),
             change=partial(shift_stains, shifts=self.data.stain_shifts) if shifted else None,
             device=self.device,
@@ -304,6 +319,10 @@ class TrainedRun:
                 f"{len(unadapted):,} have fewer or are not known ({listed(unadapted)}); they are scored as trained."
             )
         return logits.numpy()
+
+    def _reference(self, adaptation: Adaptation) -> Staining | None:
+        """The staining of the training patches, if an adaptation needs it."""
+        return None if adaptation.method == "batch_norm" else self.training_staining()
 
     def _on_device(self, patches: NDArray[np.uint8] | Tensor) -> Patches:
         """Move a batch to where the network is, channels first."""

@@ -13,7 +13,7 @@ PACKAGE = Path(pcam.__file__).parent
 LAYERS = [
     ["errors", "options", "memory", "terminal"],
     ["atomic", "patches", "extras"],
-    ["shipped", "run_options", "outputs", "yaml_files", "published"],
+    ["shipped", "run_options", "outputs", "yaml_files", "published", "optical_density"],
     ["run_folder"],
     ["door", "resuming"],
     ["data", "models"],

@@ -1,4 +1,4 @@
-"""What adapting batch norm brings, and what it can cost, measured where labels are known.
+"""What adapting a network without labels brings, and what it can cost, measured where labels are known.
 
 The same patches are scored after adapting to units of any size and any share of tumour, in the staining of each of the
 made-up laboratories that a run was validated on (`data.stain_shifts`).
@@ -6,11 +6,10 @@ made-up laboratories that a run was validated on (`data.stain_shifts`).
 
 import json
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +22,10 @@ from pcam.atomic import atomic_path
 from pcam.data.packed import PackedSplit
 from pcam.data.stain import StainShift, shift_stains
 from pcam.errors import UserError
+from pcam.evaluation.adaptation import adapt
 from pcam.evaluation.metrics import Cuts, cross_entropy
-from pcam.models.batch_norm import adapt_batch_norm, blend_statistics, first_layers, read_statistics
 from pcam.models.inference import InferenceNetwork
-from pcam.options import Adaptation, SplitName
+from pcam.options import Adaptation, AdaptationMethod, SplitName
 from pcam.patches import Patches
 from pcam.trained import TrainedRun
 
@@ -39,16 +38,27 @@ class Grid:
     """What is tried.
 
     Args:
-        layers: How many layers of batch norm are adapted.
-        weights: The shares of the unit's own statistics, above 0 to 1.
+        methods: How networks are adapted.
+        layers: How many layers of batch norm are adapted, where the method adapts any.
+        weights: The shares of the unit's own statistics of batch norm, above 0 to 1.
         shares: The shares of tumour in the unit, 0 to below 1.
         sizes: Numbers of patches in the unit, at least 2.
     """
 
+    methods: Sequence[AdaptationMethod] = ("stains", "batch_norm", "both")
     layers: Sequence[int] = (1, 4, 8, 12, 16, 52)
     weights: Sequence[float] = (1.0,)
     shares: Sequence[float] = (0.5, 0.2, 0.1, 0.05, 0.01, 0.0)
     sizes: Sequence[int] = (16, 64, 256)
+
+    def adaptations(self) -> list[Adaptation]:
+        """List every way to adapt."""
+        of_layers = list(product(self.layers, self.weights))
+        return [
+            Adaptation("all", method, *numbers)
+            for method in self.methods
+            for numbers in ([()] if method == "stains" else of_layers)
+        ]
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,14 @@ class Reading:
     """How well patches are classified after one adaptation.
 
     Args:
-        layers: The number of layers adapted; 0 is the network as it was trained.
-        weight: The share of the unit's own statistics.
+        method: How the network was adapted; "none" is the network as it was trained.
+        layers: The number of layers of batch norm adapted, 0 if none.
+        weight: The share of the unit's own statistics of batch norm, 0 if none.
         size: The number of patches that were adapted to.
         share: The share of tumour among them, which is also what the numbers below are for.
-        auroc: The AUROC of the scored patches; it does not depend on how many of them are tumour.
+        auroc: The AUROC within a staining, the mean over stainings; it does not depend on how many patches are tumour.
+        auroc_pooled: The AUROC of the patches of all stainings together, which is lower if scores have other levels in
+            other stainings.
         loss: The negative log-likelihood in nats, where `share` of the patches are tumour.
         accuracy: The accuracy at a score of 0.5, where `share` of the patches are tumour.
         loss_change: `loss` minus that without adaptation.
@@ -69,11 +82,13 @@ class Reading:
         accuracy_change_error: The standard error of `accuracy_change`, for other patches.
     """
 
+    method: AdaptationMethod | Literal["none"]
     layers: int
     weight: float
     size: int
     share: float
     auroc: float
+    auroc_pooled: float
     loss: float
     accuracy: float
     loss_change: float
@@ -98,24 +113,23 @@ def measure_adaptation(run: TrainedRun, split: SplitName, grid: Grid, scored: in
         The readings, those without adaptation first.
 
     Raises:
-        UserError: If the split has too few patches.
+        UserError: If the split has too few patches, or the network cannot be adapted so.
     """
     network = run.settings.network(run.network)
     store, shifts = run.data.packed(split), run.data.stain_shifts or [StainShift()]
     stainings = [_Staining.draw(store, shift, scored, (seed, number)) for number, shift in enumerate(shifts)]
-    labels = np.tile(np.repeat([0.0, 1.0], scored), len(stainings))
-    source = np.concatenate([staining.logits(network) for staining in stainings])
-    readings = [_reading(0, 0.0, 0, share, labels, source, source) for share in grid.shares]
+    trained_on = run.training_staining() if set(grid.methods) - {"batch_norm"} else None
+    source = np.stack([staining.logits(network) for staining in stainings])
+    readings = [_reading(None, 0, share, source, source) for share in grid.shares]
     units = [unit for unit in product(grid.sizes, grid.shares) if stainings[0].has(*unit)]
-    for size, share in track(units, f"Adapting {run.folder.path}"):
-        # The statistics of all layers once: those of the first few are the same when later ones are not adapted.
-        adapted = [staining.adapted(network, size, share, max(grid.layers)) for staining in stainings]
-        for layers, weight in product(grid.layers, grid.weights):
-            found = [
-                staining.logits(_with_first(network, changed, layers, weight))
-                for staining, changed in zip(stainings, adapted, strict=True)
+    for (size, share), adaptation in track(list(product(units, grid.adaptations())), f"Adapting {run.folder.path}"):
+        found = np.stack(
+            [
+                staining.logits(adapt(network, staining.unit(size, share), adaptation, trained_on))
+                for staining in stainings
             ]
-            readings.append(_reading(layers, weight, size, share, labels, np.concatenate(found), source))
+        )
+        readings.append(_reading(adaptation, size, share, found, source))
     return readings
 
 
@@ -146,12 +160,11 @@ class _Staining:
         tumour = round(size * share)
         return size - tumour <= len(self.others[0]) and tumour <= len(self.others[1])
 
-    def adapted(self, network: nn.Module, size: int, share: float, layers: int) -> nn.Module:
-        """Adapt a network to a unit."""
+    def unit(self, size: int, share: float) -> Iterator[Patches]:
+        """Give the patches of a unit, mixed at random."""
         tumour = round(size * share)
         rows = np.concatenate([self.others[0][: size - tumour], self.others[1][:tumour]])
-        mixed = np.random.default_rng(self.seed).permutation(rows)
-        return adapt_batch_norm(network, self._patches(mixed), Adaptation("all", layers, 1.0))
+        yield from self._patches(np.random.default_rng(self.seed).permutation(rows))
 
     def logits(self, network: nn.Module) -> NDArray[np.float64]:
         """Classify the patches that are scored."""
@@ -163,24 +176,19 @@ class _Staining:
             yield shift_stains(self.store[batch], [self.shift]).patches
 
 
-def _with_first(trained: nn.Module, adapted: nn.Module, layers: int, weight: float) -> nn.Module:
-    """Copy a network, with the adapted statistics in its first layers only."""
-    copy = deepcopy(trained)
-    changed = first_layers(copy, layers)
-    blend_statistics(changed, read_statistics(changed), read_statistics(first_layers(adapted, layers)), weight)
-    return copy
-
-
 def _reading(
-    layers: int,
-    weight: float,
+    adaptation: Adaptation | None,
     size: int,
     share: float,
-    labels: NDArray[np.float64],
     logits: NDArray[np.float64],
     source: NDArray[np.float64],
 ) -> Reading:
-    """Compute the numbers of one adaptation, each class counting as its share."""
+    """Compute the numbers of one adaptation, each class counting as its share.
+
+    Logits have a row for each staining, whose first half is of normal patches.
+    """
+    stainings, patches = logits.shape
+    labels = np.tile(np.repeat([0.0, 1.0], patches // 2), stainings)
     weights = np.where(labels == 1, share, 1 - share) / (len(labels) / 2)  # as many patches of each class are scored
 
     def change(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -189,13 +197,28 @@ def _reading(
         )
         return float(weights @ values), spread**0.5
 
-    losses, right = cross_entropy(labels, logits), ((logits > 0) == (labels == 1)).astype(np.float64)
-    source_losses, source_right = cross_entropy(labels, source), ((source > 0) == (labels == 1)).astype(np.float64)
-    auroc = float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0])
-    totals = (float(weights @ losses), float(weights @ right))
+    def losses_and_hits(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return cross_entropy(labels, found), ((found > 0) == (labels == 1)).astype(np.float64)
+
+    losses, hits = losses_and_hits(logits.ravel())
+    source_losses, source_hits = losses_and_hits(source.ravel())
     return Reading(
-        layers, weight, size, share, auroc, *totals, *change(losses - source_losses), *change(right - source_right)
+        "none" if adaptation is None else adaptation.method,
+        0 if adaptation is None or adaptation.method == "stains" else adaptation.layers,
+        0.0 if adaptation is None or adaptation.method == "stains" else adaptation.weight,
+        size,
+        share,
+        float(np.mean([_auroc(labels[:patches], of_staining) for of_staining in logits])),
+        _auroc(labels, logits.ravel()),
+        float(weights @ losses),
+        float(weights @ hits),
+        *change(losses - source_losses),
+        *change(hits - source_hits),
     )
+
+
+def _auroc(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
+    return float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0])
 
 
 def report_adaptation(title: str, readings: Sequence[Reading], output: Path) -> None:
@@ -207,18 +230,20 @@ def report_adaptation(title: str, readings: Sequence[Reading], output: Path) -> 
         output: The JSON file; replaced only when the new one is whole.
     """
     shares = list(dict.fromkeys(reading.share for reading in readings))
-    rows: dict[tuple[int, float, int], dict[float, Reading]] = {}
+    rows: dict[tuple[int, str, float, int], dict[float, Reading]] = {}
     for reading in readings:
-        rows.setdefault((reading.size, reading.weight, reading.layers), {})[reading.share] = reading
-    table = Table("patches", "layers", "weight", title=f"{title}: AUROC, NLL, accuracy at 0.5, by share of tumour")
+        rows.setdefault((reading.size, reading.method, reading.weight, reading.layers), {})[reading.share] = reading
+    table = Table(
+        "patches", "adapted", "layers", "weight", title=f"{title}: AUROC, NLL, accuracy at 0.5, by share of tumour"
+    )
     for share in shares:
         table.add_column(f"{share:.0%}", justify="right", no_wrap=True)
-    for (size, weight, layers), found in rows.items():
+    for (size, method, weight, layers), found in rows.items():
         cells = [
             f"{found[share].auroc:.4f} {found[share].loss:.3f} {found[share].accuracy:.4f}" if share in found else ""
             for share in shares
         ]
-        table.add_row(f"{size:,}", str(layers), f"{weight:g}", *cells)
-    Console(width=40 + 22 * len(shares)).print(table)
+        table.add_row(f"{size:,}", method, str(layers), f"{weight:g}", *cells)
+    Console(width=55 + 22 * len(shares)).print(table)
     with atomic_path(output) as temporary:
         temporary.write_text(json.dumps({"title": title, "readings": [asdict(one) for one in readings]}, indent=1))

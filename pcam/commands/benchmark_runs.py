@@ -8,7 +8,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from pcam.benchmark.options import SYNTHETIC, MeasuredPatches
 from pcam.errors import UserError
-from pcam.options import SplitName
+from pcam.options import AdaptationMethod, SplitName
 
 if TYPE_CHECKING:
     from pcam.benchmark.race import Contestant
@@ -72,6 +72,7 @@ def benchmark_slide(
 def benchmark_adaptation(
     run: Path,
     split: SplitName = "valid",
+    methods: list[AdaptationMethod] = ["stains", "batch_norm", "both"],  # noqa: B006
     layers: list[PositiveInt] = [1, 4, 8, 12, 16, 52],  # noqa: B006  # never changed; the help shows it
     weights: list[ClosedUnitInterval] = [1.0],  # noqa: B006
     shares: list[ClosedUnitInterval] = [0.5, 0.2, 0.1, 0.05, 0.01, 0.0],  # noqa: B006
@@ -82,17 +83,18 @@ def benchmark_adaptation(
     root: Path | None = None,
     output: Path = Path("benchmark_adaptation.json"),
 ) -> None:
-    """Measure what adapting batch norm to patches without labels brings and costs, where the labels are known.
+    """Measure what adapting a network to patches without labels brings and costs, where the labels are known.
 
-    A unit of patches is drawn in the staining of each of the run's `data.stain_shifts`, the first layers of batch norm
-    are adapted to it, and other patches of the same staining are scored. Loss and accuracy are weighted as if as many
-    of these were tumour as in the unit.
+    A unit of patches is drawn in the staining of each of the run's `data.stain_shifts`, the network is adapted to it,
+    and other patches of the same staining are scored. Loss and accuracy are weighted as if as many of these were tumour
+    as in the unit.
 
     Args:
         run: The run folder.
         split: The split that all patches are drawn from.
-        layers: How many layers of batch norm are adapted.
-        weights: The shares of the unit's own statistics in those that are used, 0 to 1.
+        methods: How the network is adapted, as `--adapt_by` of evaluate.
+        layers: How many layers of batch norm are adapted, where the method adapts any.
+        weights: The shares of the unit's own statistics of batch norm in those that are used, 0 to 1.
         shares: The shares of tumour in the unit, 0 to 1.
         sizes: Numbers of patches in the unit; those that the split has too few patches for are left out.
         scored: The number of patches of each class that are scored in each staining.
@@ -108,5 +110,5 @@ def benchmark_adaptation(
     trained = TrainedRun.load(run, root=root, enlarged_sizes=enlarged_sizes)
     if as_stained:
         trained.data.stain_shifts = []
-    readings = measure_adaptation(trained, split, Grid(layers, weights, shares, sizes), scored, seed=0)
+    readings = measure_adaptation(trained, split, Grid(methods, layers, weights, shares, sizes), scored, seed=0)
     report_adaptation(f"{run}, {split}", readings, output)

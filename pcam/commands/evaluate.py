@@ -10,7 +10,15 @@ from jsonargparse.typing import PositiveInt
 from pcam.commands.options import warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
 from pcam.errors import UserError
-from pcam.options import ADAPTED_LAYERS, Adaptation, AdaptationUnit, CheckpointName, Precision, SplitName
+from pcam.options import (
+    ADAPTED_LAYERS,
+    Adaptation,
+    AdaptationMethod,
+    AdaptationUnit,
+    CheckpointName,
+    Precision,
+    SplitName,
+)
 from pcam.run_folder import RunFolder, run_names
 
 if TYPE_CHECKING:
@@ -28,7 +36,8 @@ def evaluate(
     ensemble: bool = False,
     precision: Precision = "32-true",
     enlarged_sizes: list[int] | None = None,
-    adapt_bn: AdaptationUnit | None = None,
+    adapt: AdaptationUnit | None = None,
+    adapt_by: AdaptationMethod = "stains",
     adapt_layers: PositiveInt = ADAPTED_LAYERS,
     root: Path | None = None,
 ) -> list[Path]:
@@ -54,10 +63,12 @@ def evaluate(
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network
             was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them. Results go to
             `<split>_at_96_128/` and so on.
-        adapt_bn: Adapt batch norm to the patches that are scored, without their labels: to "all" of the split together,
+        adapt: Adapt the network to the patches that are scored, without their labels: to "all" of the split together,
             or to those of each "slide" or "hospital" where the data tell them, if it has 256 or more. Results go to
-            `<split>_adapted_hospital_8/` and so on, as they answer another question than those without. docs/shift.md
-            says when it helps and when it may harm.
+            `<split>_adapted_hospital_stains/` and so on, as they answer another question than those without.
+            docs/shift.md says when it helps and when it may harm.
+        adapt_by: How: "stains" brings the patches to the staining of the training patches, "batch_norm" gives the first
+            layers of batch norm the statistics of the patches, "both" does one after the other.
         adapt_layers: How many layers of batch norm are adapted, counted from the first.
         root: The folder with the data; null is the folder that each run was trained on.
 
@@ -88,7 +99,7 @@ def evaluate(
                 precision=precision,
                 reestimate_bn=reestimate_bn,
                 enlarged_sizes=enlarged_sizes,
-                adaptation=None if adapt_bn is None else Adaptation(adapt_bn, adapt_layers),
+                adaptation=None if adapt is None else Adaptation(adapt, adapt_by, adapt_layers),
             )
             for folder in folders
         ]

@@ -16,6 +16,7 @@ from pcam.published import WEIGHTS_FILE
 from pcam.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from pcam.data.stain import Staining
     from pcam.patches import PatchArray
     from pcam.trained import TrainedRun
 
@@ -145,7 +146,7 @@ def export(
             score = write_onnx(stored, temporary / "model.onnx", axis_order)
             check("model.onnx", largest_difference(patches, checkpoint_score(stored), score), ALLOWED_DIFFERENCE)
             card = _card(trained, file_format, axis_order, temporary / WEIGHTS_FILE, WEIGHTS_FILE, parity)
-            write_record(folder, temporary, checkpoint, card, trained.config)
+            write_record(folder, temporary, checkpoint, card, trained.config, _staining(trained))
         else:
             path, *others = (stack.enter_context(atomic_path(place)) for place in places)
             writers = {"safetensors": write_safetensors, "torchscript": write_torchscript}
@@ -205,6 +206,14 @@ def _parity_patches(run: "TrainedRun", *, is_root_given: bool) -> "tuple[PatchAr
 
 def _patches_in_words(fingerprint: str | None) -> str:
     return "synthetic patches" if fingerprint is None else "patches of the valid split"
+
+
+def _staining(run: "TrainedRun") -> "Staining | None":
+    """Find the staining of the training patches, where these can be read."""
+    try:
+        return run.training_staining()
+    except UserError:
+        return None
 
 
 def _card(

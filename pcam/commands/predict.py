@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 from pcam.atomic import is_stream
 from pcam.commands.options import BatchSize, warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
-from pcam.options import ADAPTED_LAYERS, Adaptation, CheckpointName, Precision
+from pcam.options import ADAPTED_LAYERS, Adaptation, AdaptationMethod, CheckpointName, Precision
 from pcam.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def predict(
     precision: Precision = "32-true",
     reestimate_bn: bool = False,
     enlarged_sizes: list[int] | None = None,
-    adapt_bn: Literal["all"] | None = None,
+    adapt: Literal["all"] | None = None,
+    adapt_by: AdaptationMethod = "stains",
     adapt_layers: PositiveInt = ADAPTED_LAYERS,
     root: Path | None = None,
 ) -> Path:
@@ -61,11 +62,13 @@ def predict(
             patches.
         enlarged_sizes: The sizes in pixels, besides 96, that patches are evaluated at: some of those that the network
             was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them.
-        adapt_bn: "all" to adapt batch norm to the inputs before scoring, without labels: for 256 patches or more that
-            are from one hospital, such as those of one slide. docs/shift.md says when it helps and when it may harm.
+        adapt: "all" to adapt the network to the inputs before scoring, without labels: for 256 patches or more that are
+            from one hospital, such as those of one slide. docs/shift.md says when it helps and when it may harm.
+        adapt_by: How: "stains" brings the patches to the staining of the training patches, "batch_norm" gives the first
+            layers of batch norm the statistics of the patches, "both" does one after the other.
         adapt_layers: How many layers of batch norm are adapted, counted from the first.
-        root: The folder with the training data, which only --reestimate_bn reads; null is the folder that the run was
-            trained on.
+        root: The folder with the training data, which only --reestimate_bn and --adapt read; null is the folder that
+            the run was trained on.
 
     Returns:
         The file with the scores.
@@ -87,11 +90,12 @@ def predict(
             reestimate_bn=reestimate_bn,
             enlarged_sizes=enlarged_sizes,
         )
-        if adapt_bn is not None:
+        if adapt is not None:
             from pcam.data.inputs import sample_inputs
             from pcam.evaluation.adaptation import MAX_PATCHES
 
-            trained.adapt_to(sample_inputs(paths, MAX_PATCHES), Adaptation(adapt_bn, adapt_layers))
+            some = sample_inputs(paths, MAX_PATCHES)
+            trained = trained.adapted_to(some, Adaptation(adapt, adapt_by, adapt_layers))
         warn_of_bfloat16(trained)
         return partial(trained.logits, batch_size=batch_size)
 

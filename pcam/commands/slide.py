@@ -1,13 +1,13 @@
 """Score whole-slide images: a map of each, and the files that QuPath opens."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from pcam.commands.options import BatchSize, warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
-from pcam.options import CheckpointName, Precision, ThresholdName
+from pcam.options import ADAPTED_LAYERS, Adaptation, AdaptationMethod, CheckpointName, Precision, ThresholdName
 from pcam.run_folder import RunFolder
 
 OUTPUT: Final = Path("slides")
@@ -28,6 +28,9 @@ def slide(
     precision: Precision = "32-true",
     reestimate_bn: bool = False,
     enlarged_sizes: list[int] | None = None,
+    adapt: Literal["all", "slide"] | None = None,
+    adapt_by: AdaptationMethod = "stains",
+    adapt_layers: PositiveInt = ADAPTED_LAYERS,
     root: Path | None = None,
 ) -> Path:
     """Score every 32x32 square of tissue of whole-slide images, each at 0.972 um per pixel in the centre of a window.
@@ -58,8 +61,13 @@ def slide(
             patches.
         enlarged_sizes: The sizes in pixels, besides 96, that windows are evaluated at: some of those that the network
             was trained with, such as "[128]", or "[]" for 96 pixels only; null is all of them.
-        root: The folder with the training data, which only a threshold that is not known yet and --reestimate_bn read;
-            null is the folder that the run was trained on.
+        adapt: Adapt the network before scoring, without labels, to the tissue of each "slide", or of "all" slides
+            together, which should then be from one hospital. docs/shift.md says when it helps and when it may harm.
+        adapt_by: How: "stains" brings the tissue to the staining of the training patches, "batch_norm" gives the first
+            layers of batch norm the statistics of the tissue, "both" does one after the other.
+        adapt_layers: How many layers of batch norm are adapted, counted from the first.
+        root: The folder with the training data, which only a threshold that is not known yet, --reestimate_bn and
+            --adapt read; null is the folder that the run was trained on.
 
     Returns:
         The folder.
@@ -83,6 +91,7 @@ def slide(
     )
     warn_of_bfloat16(trained)
     score_slides(trained, found, output, mpp=mpp, tissue=tissue, truth=truth, threshold=threshold,
+                 adaptation=None if adapt is None else Adaptation(adapt, adapt_by, adapt_layers),
                  batch_size=batch_size)  # fmt: skip
     return output
 

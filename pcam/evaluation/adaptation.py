@@ -1,6 +1,7 @@
 """Scores of a network that is adapted, without labels, to the patches that it scores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from typing import Final
 
 import numpy as np
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcam.data.packed import PackedSplit
+from pcam.data.stain import Staining, stain_matrix
 from pcam.errors import UserError
 from pcam.models.batch_norm import adapt_batch_norm
+from pcam.models.normalization import NormalizingNetwork, StainNormalization
 from pcam.options import Adaptation, AdaptationUnit
 from pcam.patches import Logits, PatchBatch, Patches
 
@@ -25,6 +28,46 @@ BATCH: Final = 64
 
 SEED: Final = 0
 """The seed of what patches are chosen, and of their order."""
+
+
+def adapt(
+    network: nn.Module, batches: Iterable[Patches], adaptation: Adaptation, trained_on: Staining | None
+) -> nn.Module:
+    """Copy a network, and adapt the copy to patches, which need no labels.
+
+    Args:
+        network: Left as it is.
+        batches: Patches that are from one hospital or slide, mixed at random and as many in each batch, on the
+            network's device.
+        adaptation: The method, and how many layers of batch norm.
+        trained_on: The staining of the training patches, which the method "batch_norm" does not need.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        UserError: If the network has no batch norm or does not say how it normalises, or there is no tissue.
+    """
+    kept = list(batches)
+    adapted = network
+    if adaptation.method != "batch_norm":
+        assert trained_on is not None
+        adapted = _stain_normalized(network, Staining.of(iter(kept)), trained_on)
+    if adaptation.method != "stains":
+        adapted = adapt_batch_norm(adapted, kept, adaptation)
+    return adapted
+
+
+def _stain_normalized(network: nn.Module, found: Staining, trained_on: Staining) -> nn.Module:
+    """Copy a network, and let the copy bring what it sees to the staining that it was trained on."""
+    copy = deepcopy(network).eval()
+    if not isinstance(copy, NormalizingNetwork):
+        raise UserError(
+            f"Expected a network whose attribute normalization is its first layer, a pcam.models.Normalization, but "
+            f"{type(network).__name__} has none; adapt batch norm instead (batch_norm), or leave the adaptation out."
+        )
+    copy.normalization = StainNormalization(copy.normalization, stain_matrix(found.shift_to(trained_on)))
+    return copy
 
 
 def units_of(store: PackedSplit, unit: AdaptationUnit) -> dict[str, NDArray[np.int64]]:
@@ -46,7 +89,7 @@ def units_of(store: PackedSplit, unit: AdaptationUnit) -> dict[str, NDArray[np.i
     if names is None:
         raise UserError(
             f"Expected the {unit} of each patch, which the adaptation is for, but the data behind {store.path} do not "
-            f"tell it; adapt to all patches together (--adapt_bn all), or leave the adaptation out."
+            f"tell it; adapt to all patches together (--adapt all), or leave the adaptation out."
         )
     of_row = np.asarray(names)
     return {name: np.flatnonzero(of_row == name) for name in sorted(set(names))}
@@ -69,6 +112,7 @@ def adapted_logits(
     network: nn.Module,
     store: PackedSplit,
     adaptation: Adaptation,
+    trained_on: Staining | None,
     classifier: Callable[[nn.Module], Callable[[Patches], Tensor]],
     *,
     change: Callable[[PatchBatch], PatchBatch] | None,
@@ -80,7 +124,8 @@ def adapted_logits(
     Args:
         network: The trained network; left as it is.
         store: The split.
-        adaptation: The unit, and how much is adapted.
+        adaptation: The unit, and how the network is adapted.
+        trained_on: The staining of the training patches; None if the method does not need it.
         classifier: Makes what computes logits from a network.
         change: Changes each batch before the network sees it; None changes nothing.
         device: Where the network computes.
@@ -103,7 +148,8 @@ def adapted_logits(
         if len(rows) < MIN_PATCHES or not name:
             unadapted.append(name)
         else:
-            adapted = adapt_batch_norm(network, (patches(rows[few]) for few in sample_batches(len(rows))), adaptation)
+            some_patches = (patches(rows[few]) for few in sample_batches(len(rows)))
+            adapted = adapt(network, some_patches, adaptation, trained_on)
         classify = classifier(adapted)
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]

@@ -7,12 +7,14 @@ path of the machine that it was made on.
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from torch import nn
 
+from pcam.data.stain import Staining
 from pcam.evaluation.export import checkpoint_score, largest_difference
 from pcam.evaluation.model_card import card_markdown
 from pcam.models.published_weights import save_published
@@ -57,7 +59,12 @@ def write_weights(network: nn.Module, path: Path, step: int, patches: PatchArray
 
 
 def write_record(
-    run: RunFolder, folder: Path, checkpoint: CheckpointName, card: Mapping[str, Any], config: Mapping[str, Any]
+    run: RunFolder,
+    folder: Path,
+    checkpoint: CheckpointName,
+    card: Mapping[str, Any],
+    config: Mapping[str, Any],
+    staining: Staining | None,
 ) -> None:
     """Write all that a published run holds besides its weights.
 
@@ -67,11 +74,12 @@ def write_record(
         checkpoint: The checkpoint that the weights are from.
         card: The model card as it lies in JSON.
         config: Every option of the run.
+        staining: The staining of the training patches, for adaptation where these are not at hand; None if not known.
     """
     config = _without_places(config, card["network"])
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "config.json").write_text(json.dumps(card, indent=2) + "\n")
-    environment = run.read_environment()
+    environment = run.read_environment() | ({} if staining is None else {"staining": asdict(staining)})
     if environment:
         (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     results = {}

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Final, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 
 from pcam.errors import UserError
+from pcam.optical_density import optical_densities, pixels_of
 from pcam.patches import Patches
 
 NormalizationName = Literal["imagenet", "unit"]
@@ -46,6 +48,27 @@ class Normalization(nn.Module):
             The same shape, in the network's floating-point type.
         """
         return torch.sub(patches, self.mean).div_(self.std).to(self.mean.dtype)
+
+
+class StainNormalization(Normalization):
+    """Bring patches to the staining that a network was trained on, and normalise them.
+
+    Args:
+        normalization: What the network had instead.
+        matrix: What the optical densities of each pixel are multiplied by.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, normalization: Normalization, matrix: Float32[Tensor, "3 3"]) -> None:
+        super().__init__("unit")
+        self.register_buffer("mean", normalization.mean.clone())
+        self.register_buffer("std", normalization.std.clone())
+        self.register_buffer("matrix", matrix.to(self.mean.device))
+
+    def forward(self, patches: Patches) -> Patches:
+        """Change the staining, then normalise; as `Normalization.forward`."""
+        return super().forward(pixels_of(self.matrix @ optical_densities(patches)).view(patches.shape))
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from pcam.atomic import atomic_folder
 from pcam.errors import UserError
-from pcam.patches import CLASS_NAMES, PATCH_SIZE
+from pcam.patches import CLASS_NAMES, PATCH_SIZE, PatchArray
 from pcam.slides.marked import Marked, any_marked, read_marked
 from pcam.slides.scoring import OVERVIEW
 from pcam.slides.slide import SQUARE, Slide, open_slide
@@ -109,6 +109,21 @@ def _patches(
         corner = slide.to_file(column - 1, row - 1)
         x, y = (round(place + offset) for place, offset in zip(corner, slide.offset, strict=True))
         yield Cut(f"{label}/{slide.path.stem}_{x}_{y}.png", slide.path.name, x, y, label), patch
+
+
+def sample_windows(slide: Slide, count: int, seed: int) -> PatchArray:
+    """Draw windows of tissue, which lie side by side, at random.
+
+    Args:
+        slide: The slide.
+        count: How many, at most.
+        seed: The seed of the draw.
+
+    Returns:
+        The windows; fewer than `count` if the slide has no more.
+    """
+    windows = [patch for _, patch in _patches(slide, None, False, count, np.random.default_rng(seed))]
+    return np.stack(windows) if windows else np.empty((0, PATCH_SIZE, PATCH_SIZE, 3), dtype=np.uint8)
 
 
 def _balance(rows: list[Cut], folder: Path, rng: np.random.Generator) -> list[Cut]:

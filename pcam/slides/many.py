@@ -3,17 +3,16 @@
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pcam.errors import UserError
-from pcam.options import IMAGE_SUFFIXES, ThresholdName
+from pcam.options import IMAGE_SUFFIXES, Adaptation, ThresholdName
 from pcam.outputs import JSON, PNG, SLIDES_CSV, check_output
-from pcam.patches import PatchArray
+from pcam.slides.adapting import SlideClassifiers
 from pcam.slides.marked import find_marked, read_marked
 from pcam.slides.scoring import Report, score
 from pcam.slides.slide import open_slide
@@ -74,6 +73,7 @@ def score_slides(
     tissue: Path | None = None,
     truth: Path | None = None,
     threshold: ThresholdName = "specificity_95",
+    adaptation: Adaptation | None = None,
     batch_size: int,
 ) -> None:
     """Score slides, write what there is of each, and evaluate them if the truth is known.
@@ -85,7 +85,8 @@ def score_slides(
         mpp: The micrometres per pixel of the slides; None takes those that their files say.
         tissue: What is tissue, as a file or a folder; None finds it.
         truth: What is tumour, as a file or a folder; None if it is not known.
-        threshold: The name of the threshold.
+        threshold: The name of the threshold; it is that of the network as it was trained.
+        adaptation: How the network is adapted: to each "slide", or to "all" of them; None leaves it as it was trained.
         batch_size: The number of windows that are classified at once.
 
     Raises:
@@ -104,25 +105,19 @@ def score_slides(
     rows: list[Mapping[str, Any]] = []
     truths: list[SlideTruth] = []
     failures: list[str] = []
-
-    def classify(patches: PatchArray) -> NDArray[np.float32]:
-        return run.logits(patches, batch_size=batch_size)
-
+    classifiers = SlideClassifiers(run, adaptation, slides, mpp)
     with _Bar() as bar:
         for path, folder in slides.items():
             try:
                 check_files(folder, path)
-                areas = None if tissue is None else find_marked(tissue, path)
-                if tissue is not None and areas is None:
-                    raise UserError(
-                        f"Expected a file that marks the tissue of {path} in {tissue}, but found none; add it."
-                    )
+                areas = None if tissue is None else _find_tissue(tissue, path)
                 slide = open_slide(path, mpp)
-                key = _key(run, path, areas, mpp, threshold, limit)
+                key = _key(run, path, areas, mpp, threshold, limit) | classifiers.key
                 row = written_row(folder, key)
                 if row is None:
                     unfinished = folder / "unfinished.npz"
                     within = None if areas is None else read_marked(areas, slide)
+                    classify = partial(classifiers.of(slide, bar.say).logits, batch_size=batch_size)
                     scores = score(slide, classify, limit, within, batch_size, unfinished=unfinished, key=key,
                                    report=bar.begin(path))  # fmt: skip
                     write_slide(scores, slide, folder, key)
@@ -178,6 +173,13 @@ def find_truths(truth: Path, slides: Iterable[Path]) -> dict[Path, Path | None]:
         )
     if normal:
         print(f"Taken as normal, because {truth} has no file for them: {', '.join(map(printable, normal))}")
+    return found
+
+
+def _find_tissue(tissue: Path, slide: Path) -> Path:
+    found = find_marked(tissue, slide)
+    if found is None:
+        raise UserError(f"Expected a file that marks the tissue of {slide} in {tissue}, but found none; add it.")
     return found
 
 

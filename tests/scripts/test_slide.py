@@ -18,9 +18,11 @@ from PIL import Image
 from pcam.__main__ import main as pcam
 from pcam.commands.prepare_data import main as prepare_data
 from pcam.commands.slide import main as slide
+from pcam.data.stain import Staining, scale_stains
 from pcam.slides import score_slide
 from pcam.slides.slide import Slide
 from pcam.trained import TrainedRun
+from tests.evaluation.test_adaptation import stained
 from tests.scripts.test_evaluate import short_run
 from tests.scripts.test_front_door import sentence
 from tests.slides.mosaics import mosaic, write_slide
@@ -116,6 +118,39 @@ def test_slides_become_maps_that_others_open(
     found = score_slide(TrainedRun.load(run), slides / "tumour.svs", threshold="youden")
     assert found.map == pytest.approx(scores, abs=1e-6, nan_ok=True)
     assert [one["geometry"] for one in found.to_geojson()["features"]] == [one["geometry"] for one in regions]
+
+
+def test_a_slide_is_scored_by_a_network_that_is_adapted_to_it_if_there_is_enough_tissue(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pale, is_tissue = stained(56), np.pad(np.ones((8, 7), dtype=bool), 2)
+    dark = scale_stains(pale, torch.tensor([[1.3, 1.5, 1.0]]).expand(56, 3))
+    monkeypatch.setattr(TrainedRun, "training_staining", lambda _: Staining(0.7, 0.4))  # that of noise is none
+    (tmp_path / "slides").mkdir()
+    for name, patches in (("pale", pale), ("dark", dark)):
+        tissue = patches.permute(0, 2, 3, 1).round().numpy().astype(np.uint8)
+        pixels, _ = mosaic(tissue, tissue[:0], np.zeros_like(is_tissue), is_tissue)
+        write_slide(pixels, tmp_path / "slides" / f"{name}.tif", zoom=1, mpp=0.972)
+    args = [str(run), str(tmp_path / "slides"), "--threshold", "0.5", "--adapt"]
+
+    def scores(*words: str) -> list[NDArray[np.float32]]:
+        output = tmp_path / "_".join(words)
+        slide([*args, *words, "--output", str(output)])
+        maps = [pyvips.Image.tiffload(str(output / name / "scores.tif")).numpy() for name in ("pale", "dark")]
+        return [one[~np.isnan(one)] for one in maps]
+
+    as_trained = scores("slide", "--checkpoint", "last")
+    assert capsys.readouterr().out.count("fewer than 256 windows of tissue side by side to adapt to") == 2
+    monkeypatch.setattr("pcam.slides.adapting.MIN_PATCHES", 20)
+    monkeypatch.setattr("pcam.trained.MIN_PATCHES", 20)
+    to_each, to_all = scores("slide"), scores("all")
+    # Alone, the two are brought to the same mean amounts of stain; together they keep what is between them.
+    means = [abs(pale.mean() - dark.mean()) for pale, dark in (as_trained, to_each, to_all)]
+    assert means[1] < means[0] / 2
+    assert means[1] < means[2] / 2
+    before = (tmp_path / "slide" / "pale" / "scores.tif").stat().st_mtime_ns
+    scores("slide")
+    assert (tmp_path / "slide" / "pale" / "scores.tif").stat().st_mtime_ns == before
 
 
 def test_a_slide_that_cannot_be_read_is_named_and_the_others_are_scored(
