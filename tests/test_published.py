@@ -134,6 +134,7 @@ def test_every_run_that_is_shipped_scores_patches_without_its_data(
         assert "/" not in yaml.safe_load(run.config.read_text())["data"]["root"].removeprefix("data/")
 
 
+@pytest.mark.slow  # takes some seconds
 def test_results_of_a_shipped_run_stay_out_of_the_package(
     patch_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_results_of_a_shipped_run_stay_out_of_the_package(
     assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == before
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_shipped_run_is_exported_without_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert export(Path("best"), "safetensors") == Path("lightning_logs/published/best/export/model.safetensors")

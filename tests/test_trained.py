@@ -57,6 +57,7 @@ def test_a_run_says_what_it_is(run: TrainedRun, run_path: Path, patch_root: Path
     assert run.device == torch.device("cpu")
 
 
+@pytest.mark.slow  # takes some seconds
 def test_any_number_of_patches_in_either_order_has_the_same_logits(run: TrainedRun) -> None:
     patches = run.data.packed("valid").patches
     expected = run.predict("valid").logits
@@ -100,6 +101,7 @@ def test_settings_of_loading_hold_until_a_call_says_otherwise(run: TrainedRun, r
         TrainedRun.load(run_path, enlarged_sizes=[160])
 
 
+@pytest.mark.slow  # takes some seconds
 def test_after_a_change_of_weights_the_logits_are_of_the_new_ones(run_path: Path) -> None:
     run = TrainedRun.load(run_path, device="cpu")
     patches = run.data.packed("valid").patches[:3]

@@ -36,6 +36,7 @@ def test_the_logits_are_those_of_the_network_in_evaluation(engine: bool, network
     assert not logits.requires_grad
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_of_another_precision_is_evaluated_in_float32(dtype: torch.dtype, network: nn.Module) -> None:
     expected = InferenceNetwork(network)(patches(3))

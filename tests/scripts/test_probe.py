@@ -72,6 +72,7 @@ def test_a_probe_is_a_run_folder_like_any_other(run: RunFolder, words: list[str]
     np.testing.assert_allclose(predictions.logits, expected, atol=1e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_other_commands_take_it(run: RunFolder, patch_root: Path, tmp_path: Path) -> None:
     predict([str(run.path), "--input", str(patch_root / "test"), "--output", str(tmp_path / "scores.csv")])
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 15
