@@ -27,7 +27,8 @@ def benchmark_embed(
     """Measure how fast the valid split is embedded, on whatever device there is.
 
     Compares the command embed, from the packed store to a file that is whole, with the ceiling: its network on patches
-    that lie in the device's memory. Weights are random ones; each round is the whole split.
+    that lie in the device's memory. Weights are random ones; each round is the whole split. Processor seconds are
+    for a machine that others use too.
 
     Args:
         data: The patches that are measured on.
@@ -69,8 +70,8 @@ def benchmark_probe(
 ) -> None:
     """Measure how long a probe takes to learn by L-BFGS, and in how much memory.
 
-    The embeddings are made up, as unequal and as correlated as those of networks, and lie in a temporary folder: 1.8 GB
-    with the defaults. The time is that of all strengths of the penalty together.
+    The embeddings are made up, correlated as those of networks are, and lie in a temporary folder: 1.8 GB with the
+    defaults. The time is that of all strengths of the penalty together.
 
     Args:
         patches: Number of training patches, at least 16; valid has an eighth of them.

@@ -240,12 +240,14 @@ def test_a_probe_of_embeddings_that_are_made_up_learns(tmp_path: Path) -> None:
     (turn,) = rows["L-BFGS"]["rounds"]
     assert turn["patches"] == 2000
     assert turn["facts"]["iterations"] > 5
-    # Of two normal distributions whose means lie this far apart in the units of their spread.
+    # That of two normal distributions whose means lie so many standard deviations apart.
+    assert turn["facts"]["auroc"] == pytest.approx(norm.cdf(SIGNAL / 2**0.5), abs=0.05)
     train, valid = write_embeddings(tmp_path, 2000, 16, "float16")
-    apart = np.linalg.norm(np.random.default_rng(0).normal(size=(2, 16))[1] * SIGNAL / 4)
-    assert turn["facts"]["auroc"] == pytest.approx(norm.cdf(apart / 2**0.5), abs=0.05)
     assert train.matrix.dtype == np.float16
     assert [len(split.labels) for split in (train, valid)] == [2000, 250]
+    variances = np.linalg.eigvalsh(np.cov(train.matrix.astype(float), rowvar=False))[::-1]
+    # Between the classes lies SIGNAL / 4 of each of the 16 components, which adds 1 / 16 of each and mixes them a bit.
+    assert variances == pytest.approx(1 / np.arange(1, 17), rel=0.15, abs=0.1)
 
 
 @pytest.mark.parametrize(
