@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from jsonargparse.typing import PositiveInt
 
 from pcam.benchmark.options import SYNTHETIC, MeasuredPatches
+from pcam.commands.benchmark_embeddings import benchmark_embed, benchmark_probe
 from pcam.commands.benchmark_runs import benchmark_adaptation, benchmark_slide
 from pcam.door import Arguments, front_door, run_subcommand
 from pcam.errors import UserError
@@ -282,6 +283,8 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "start": benchmark_start,
     "memory": benchmark_memory,
     "slide": benchmark_slide,
+    "embed": benchmark_embed,
+    "probe": benchmark_probe,
     "adaptation": benchmark_adaptation,
 }
 """The benchmarks, by the name of their command."""

@@ -81,12 +81,17 @@ class Inference:
         return float(student.sf(distance / self.standard_error, self.degrees_of_freedom))
 
 
-def infer_arm(aurocs: Float64[np.ndarray, " seeds"], covariance: Float64[np.ndarray, "seeds seeds"]) -> Inference:
-    """Estimate the mean AUROC of an arm over its seeds.
+def infer_arm(
+    merits: Float64[np.ndarray, " seeds"],
+    covariance: Float64[np.ndarray, "seeds seeds"],
+    bounds: tuple[float, float] = AUROC_BOUNDS,
+) -> Inference:
+    """Estimate the mean of a metric of an arm over its seeds.
 
     Args:
-        aurocs: The AUROC of each seed, all on the same patches.
-        covariance: The covariance of these AUROCs over patches, as DeLong's method estimates it.
+        merits: The value of the metric for each seed, such as its AUROC, all on the same patches.
+        covariance: The covariance of these values over patches (for AUROCs, by DeLong's method).
+        bounds: The lowest and the highest value that is possible.
 
     Returns:
         The mean. Its error counts patches and seeds; with one seed, patches only.
@@ -94,13 +99,13 @@ def infer_arm(aurocs: Float64[np.ndarray, " seeds"], covariance: Float64[np.ndar
     Source: Hillis 2007, "A comparison of denominator degrees of freedom methods for multiple observer ROC analysis",
     section 4 (single treatments), for the model of Obuchowski and Rockette 1995.
     """
-    seeds = len(aurocs)
+    seeds = len(merits)
     if seeds == 1:
-        return Inference(float(aurocs[0]), float(covariance[0, 0]) ** 0.5, np.inf, AUROC_BOUNDS)
-    of_seeds = float(aurocs.var(ddof=1))
+        return Inference(float(merits[0]), float(covariance[0, 0]) ** 0.5, np.inf, bounds)
+    of_seeds = float(merits.var(ddof=1))
     shared = max(float(_off_diagonal_mean(covariance)), 0.0)
-    mean = _inference(float(aurocs.mean()), of_seeds, seeds * shared, 1 / seeds, seeds - 1)
-    return replace(mean, bounds=AUROC_BOUNDS)
+    mean = _inference(float(merits.mean()), of_seeds, seeds * shared, 1 / seeds, seeds - 1)
+    return replace(mean, bounds=bounds)
 
 
 def compare_arms(merits: Merits, covariance: Covariance, bounds: tuple[float, float] = (-1.0, 1.0)) -> Inference:

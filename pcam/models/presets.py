@@ -90,7 +90,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "hibou_b": Preset("vit_base_patch14_reg4_dinov2", "histai/hibou-b", "Apache-2.0", False, 85.7, 768, "cls", HIBOU),
     "hibou_l": Preset("vit_large_patch14_reg4_dinov2", "histai/hibou-L", "Apache-2.0", True, 303.2, 1024, "cls", HIBOU),
     "midnight_12k": Preset(
-        "vit_giant_patch14_dinov2", "kaiko-ai/midnight", "MIT", True, 1134.8, 3072, "cls_and_mean", HALF
+        "vit_giant_patch14_dinov2", "kaiko-ai/midnight", "MIT", False, 1134.8, 3072, "cls_and_mean", HALF
     ),
     # What timm can hold of CONCH is the trunk of its image tower; the authors' embedding is what attention pools of it.
     "conch_trunk": Preset("vit_base_patch16_224", "MahmoodLab/CONCH", _BY_NC_ND, True, 86.3, 768, "cls", CLIP, 448),
@@ -106,6 +106,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 }  # fmt: skip
 """The presets, by the name that TimmNetwork takes.
 
-Source: the model cards at https://huggingface.co/<hub>; how they are built also in github.com/kaiko-ai/eva,
-github.com/mahmoodlab/TRIDENT and github.com/MICS-Lab/thunder; counted parameters are those of timm 1.0.31.
+Source: the model cards at https://huggingface.co/<hub>; licences, access and how they are built also in
+github.com/mahmoodlab/TRIDENT, github.com/kaiko-ai/eva, github.com/MICS-Lab/thunder and github.com/mahmoodlab/CONCH
+(docs/backbones.md says which fact is from where); counted parameters are those of timm 1.0.31.
 """

@@ -163,10 +163,11 @@ def find_missing(plan: Plan, folder: StudyFolder) -> list[Missing]:
     return [Missing(arm, numbers, reason) for (arm, reason), numbers in seeds.items()]
 
 
-def mean_auroc(runs: Sequence[RunResult], reading: Reading) -> Inference:
-    """Estimate the mean AUROC of an arm over its seeds."""
+def arm_mean(runs: Sequence[RunResult], reading: Reading, metric: Metric = "auroc") -> Inference:
+    """Estimate the mean of a metric of an arm over its seeds."""
     logits = np.stack([run.logits(reading) for run in runs])
-    return infer_arm(*delong_covariance(runs[0].labels, logits, runs[0].units))
+    estimates = ESTIMATORS[metric](runs[0].labels, logits, runs[0].units)
+    return infer_arm(*estimates, bounds=(0.0, inf if metric == "loss" else 1.0))
 
 
 def answer_questions(plan: Plan, results: Results) -> list[Answer]:
@@ -243,6 +244,24 @@ def estimate_accuracies(labels: LabelVector, logits: LogitRows, units: Sequence[
     return mean_covariance(((logits > 0) == labels).astype(np.float64), units)
 
 
+def estimate_balanced_accuracies(labels: LabelVector, logits: LogitRows, units: Sequence[str]) -> Estimates:
+    """Estimate the mean of sensitivity and specificity of each network, at a score of 0.5.
+
+    It is no mean over patches, as each class is divided by its own number of patches. Its covariance is that of the
+    mean over patches that it is close to (the delta method).
+
+    Source: Cochran 1977, "Sampling techniques", section 2.11, for the variance of a ratio.
+    """
+    correct = ((logits > 0) == labels).astype(np.float64)
+    values = np.zeros_like(correct)
+    rates = []
+    for label in (0, 1):
+        of_class = labels == label
+        rates.append(correct[:, of_class].mean(axis=1, keepdims=True))
+        values[:, of_class] = (correct[:, of_class] - rates[-1]) / (2 * of_class.mean())
+    return mean_covariance(values + sum(rates) / 2, units)
+
+
 def estimate_average_precisions(labels: LabelVector, logits: LogitRows, units: Sequence[str]) -> Estimates:
     """Estimate the average precision of each network.
 
@@ -267,6 +286,7 @@ ESTIMATORS: Final[Mapping[Metric, Estimator]] = {
     "auroc": delong_covariance,
     "average_precision": estimate_average_precisions,
     "accuracy": estimate_accuracies,
+    "balanced_accuracy": estimate_balanced_accuracies,
     "loss": estimate_losses,
 }
 
@@ -319,7 +339,7 @@ def number_tables(
 
 
 def _arm_row(arm: str, runs: Sequence[RunResult], reading: Reading) -> dict[str, Any]:
-    low, high = mean_auroc(runs, reading).interval()
+    low, high = arm_mean(runs, reading).interval()
     row: dict[str, Any] = {
         "arm": arm, "reading": reading, "seeds": len(runs), "auroc_low": low, "auroc_high": high,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pcam.atomic import atomic_path
-from pcam.study.analysis import Answer, Results, mean_auroc
+from pcam.study.analysis import Answer, Results, arm_mean
 from pcam.study.backbones import backbone_pictures
 from pcam.study.figures import (
     MOST_BANDS,
@@ -88,7 +88,7 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growt
         The figures, in the order of the page.
     """
     arms = {plan.arms[arm].label: list(seeds.values()) for arm, seeds in results.items()}
-    means = {label: (runs, mean_auroc(runs, MAIN_READING)) for label, runs in arms.items()}
+    means = {label: (runs, arm_mean(runs, MAIN_READING)) for label, runs in arms.items()}
     units = "slides" if next(iter(arms.values()))[0].slides_known else "groups of identical patches"
     how = f", batch norm {READING_NAMES[MAIN_READING]}" if any_batch_norm(plan, results) else ""
     bands = f", with 95 % bands from resampling {units} and seeds" if len(arms) <= MOST_BANDS else ""

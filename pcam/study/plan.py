@@ -20,12 +20,13 @@ from pcam.yaml_files import flatten
 
 Override = str | int | float | bool | list[int] | None
 
-Metric = Literal["loss", "accuracy", "auroc", "average_precision"]
+Metric = Literal["loss", "accuracy", "balanced_accuracy", "auroc", "average_precision"]
 """What a question can be asked in. Loss is in nats, and lower is better; the others are 0..1, and higher is better."""
 
 METRIC_NAMES: Final[Mapping[Metric, str]] = {
     "loss": "loss",
     "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "average_precision": "average precision",
 }
@@ -163,6 +164,23 @@ class PublishedTable:
 
 
 @dataclass(frozen=True)
+class PublishedResult:
+    """What others report of a network of theirs, which is no arm of the study.
+
+    Args:
+        label: What tables call the network.
+        metric: "auroc", "average_precision", "accuracy", "balanced_accuracy" or "loss" (in nats).
+        value: What is reported, 0..1; a loss may be above.
+        source: Who reports it, of which patches, and how the network was trained.
+    """
+
+    label: str
+    metric: Metric
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Question:
     """A question about how two arms, or two readings of one arm, differ in a metric.
 
@@ -176,7 +194,8 @@ class Question:
         margin: The largest difference that does not matter, above 0, in the unit of the metric: nats for loss, else a
             share of 1. Only for questions of equivalence.
         other_reading: How the other arm is evaluated; null if in the same way.
-        metric: What is compared: "auroc", "average_precision", "accuracy" (at a score of 0.5) or "loss" (in nats).
+        metric: What is compared: "auroc", "average_precision", "accuracy", "balanced_accuracy" (both at a score of 0.5)
+            or "loss" (in nats).
         change: What the arm has and the other has not, as the subject of the answer, such as "ImageNet weights" or
             "dropout": the report then answers "ImageNet weights raised AUROC by .069". If empty, it names the labels.
         yes_if: What a question of difference must find for its answer to be yes: that the arm's metric is "higher" or
@@ -259,6 +278,7 @@ class Plan:
         note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
         conclusions: What the publication concluded, each with what this study says of it.
         growths: How AUROC grows with the number of training patches, in these series of arms.
+        published_results: What others report of networks of theirs, printed beside the arms in the same metric.
     """
 
     name: str
@@ -273,6 +293,7 @@ class Plan:
     note: str = ""
     conclusions: Sequence[Conclusion] = ()
     growths: Sequence[Growth] = ()
+    published_results: Sequence[PublishedResult] = ()
 
     def __post_init__(self) -> None:
         _check_name("a study", self.name)

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from pcam.atomic import atomic_path
 from pcam.evaluation import figures as evaluation_figures
@@ -12,9 +13,9 @@ from pcam.study.analysis import (
     Lag,
     Results,
     answer_questions,
+    arm_mean,
     collect_results,
     find_missing,
-    mean_auroc,
     measure_lags,
     number_tables,
 )
@@ -39,6 +40,9 @@ from pcam.study.sentences import (
     seeds_words,
     spread_words,
 )
+
+OFFICIAL_TRAIN_PATCHES: Final = 262_144
+"""The training patches of PatchCamelyon in its official form, on which most published networks were trained."""
 
 
 def write_report(plan: Plan, folder: StudyFolder, page: Path | None = None) -> list[Path]:
@@ -105,7 +109,7 @@ def _context(
     """Gather what the page says."""
     run = next(iter(next(iter(results.values())).values()))
     blocks = {picture.name: picture_block(picture.path, picture.caption, picture.alternative) for picture in pictures}
-    asked = {question.metric for question in plan.questions}
+    asked = {question.metric for question in plan.questions} | {result.metric for result in plan.published_results}
     return {
         "plan": plan,
         "runs": len(plan.runs()),
@@ -130,6 +134,7 @@ def _context(
         "lag_table": _lag_table(plan, lags),
         "published_table": _published_table(plan, results),
         "changes_table": _changes_table(plan, results),
+        "elsewhere_tables": _elsewhere_tables(plan, results),
         "arms_table": _arms_table(plan, results),
         "conditions_table": _conditions_table(plan, results),
         "patches": f"{len(run.labels):,}",
@@ -186,7 +191,7 @@ def _arms_table(plan: Plan, results: Results) -> Block:
     for arm, seeds in results.items():
         runs = list(seeds.values())
         for reading, name in runs[0].reading_names.items():
-            mean = mean_auroc(runs, reading)
+            mean = arm_mean(runs, reading)
             spread = [spread_words([run.metrics(reading)[metric] for run in runs]) for metric in METRICS]
             words = [
                 plan.arms[arm].label,
@@ -229,6 +234,36 @@ def _published_table(plan: Plan, results: Results) -> Block:
         ["arm", "what", "AUROC", "loss", "accuracy", "at step"],
         rows,
     )
+
+
+def _elsewhere_tables(plan: Plan, results: Results) -> list[Block]:
+    """Rank what others report among the arms, in one table for each metric that they report."""
+    trained = sorted({run.record["train_patches"] for seeds in results.values() for run in seeds.values()})
+    tables = []
+    for metric in dict.fromkeys(result.metric for result in plan.published_results):
+        rows = [
+            (result.value, [result.label, "published", f"{result.value:.4g}", "not published", result.source])
+            for result in plan.published_results
+            if result.metric == metric
+        ]
+        for arm, seeds in results.items():
+            mean = arm_mean(list(seeds.values()), MAIN_READING, metric)
+            interval = evaluation_figures.interval_words(mean.interval())
+            number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            words = [plan.arms[arm].label, f"ours, {number}", f"{mean.estimate:.4f}", interval, "this study"]
+            rows.append((mean.estimate, words))
+        name = METRIC_NAMES[metric]
+        caption = (
+            f"{name[0].upper()}{name[1:]}: what others published, and ours, the best first. Ours were trained on "
+            f"{' or '.join(f'{count:,}' for count in trained)} of the {OFFICIAL_TRAIN_PATCHES:,} training patches of "
+            f"PatchCamelyon and measured on {plan.split}: means over seeds, with intervals that count patches and "
+            f"seeds; with one seed, patches only. Published values are as their sources have them; where patches or "
+            f"protocol differ from ours, so do the values."
+        )
+        rows.sort(key=lambda row: row[0], reverse=metric != "loss")
+        header = ["network", "whose", name, "95 % interval", "source"]
+        tables.append(table_block(caption, header, [words for _, words in rows]))
+    return tables
 
 
 def _changes_table(plan: Plan, results: Results) -> Block:

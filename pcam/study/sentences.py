@@ -26,13 +26,15 @@ METRIC_MEANINGS: Final[Mapping[Metric, str]] = {
     "loss": "Loss is how far the scores are from the labels: ln 2 = .693 is that of a network that knows nothing, and "
     "lower is better.",
     "accuracy": "Accuracy is the share of patches that are classified correctly.",
+    "balanced_accuracy": "Balanced accuracy is the mean of the shares of patches with and without tumour that are "
+    "classified correctly.",
     "auroc": "AUROC is how often a patch with tumour scores higher than one without: 1 is perfect, .5 is guessing.",
     "average_precision": "Average precision is the share of tumour among the patches with the highest scores, averaged "
     "over all cuts.",
 }
 """What the metrics say, for readers who do not know them."""
 
-METRIC_UNITS: Final[Mapping[Metric, str]] = {"loss": " nats", "accuracy": "", "auroc": "", "average_precision": ""}
+METRIC_UNITS: Final[Mapping[Metric, str]] = {metric: " nats" if metric == "loss" else "" for metric in METRIC_NAMES}
 
 INNER_LEVEL: Final = 2 * LEVEL - 1
 """The level of the interval that lies within the margin exactly where a test of equivalence at 5 % says yes: 90 %."""

@@ -100,6 +100,17 @@ def test_positions_are_resampled_for_another_size(tmp_path: Path) -> None:
     assert network(patches(2)).shape == (2,)
 
 
+@pytest.mark.parametrize(("arguments", "momentum"), [(None, 0.1), ({"bn_momentum": 0.03}, 0.03)])
+def test_every_batch_norm_of_an_efficientnet_has_the_momentum_that_is_asked_for(
+    arguments: dict[str, Any] | None, momentum: float
+) -> None:
+    with torch.device("meta"):  # shapes without memory
+        network = TimmNetwork("tf_efficientnet_lite0", None, arguments=arguments)
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(layers) == 49
+    assert {layer.momentum for layer in layers} == {momentum}
+
+
 def test_register_tokens_are_never_averaged_in() -> None:
     network = TimmNetwork("test_vit", None, pooling="cls_and_mean", arguments={"reg_tokens": 4}).eval()
     inputs = nn.functional.interpolate(network.normalization(patches(2)), (160, 160), mode="bilinear")

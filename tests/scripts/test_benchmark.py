@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from scipy.stats import ttest_1samp
+from scipy.stats import norm, ttest_1samp
 from torch import nn
 
 from pcam.benchmark.contestants import plain_weights, trained_network
+from pcam.benchmark.embeddings import SIGNAL, write_embeddings
 from pcam.benchmark.plain import plain_predict
 from pcam.benchmark.race import Stopwatch, race
 from pcam.benchmark.results import ratio_of
@@ -216,6 +217,52 @@ def test_scoring_a_slide_is_compared_with_its_network_and_a_plain_loop(
     assert windows["ours"] == 13 * 13  # of 15 squares a side, those in the centre of a window
     assert windows["ours, 4,000 pixels"] >= 15 * 15
     assert windows["plain loop"] == 100
+
+
+@pytest.mark.slow  # starts two processes
+def test_embedding_is_compared_with_its_network_and_leaves_nothing_behind(
+    patch_root: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    before = set(cache_dir.rglob("embeddings/*"))
+    rows = figures(
+        tmp_path / "figures.json", "embed", "--data.root", patch_root, "--data.cache_dir", cache_dir,
+        "--batch_size", "8", "--rounds", "2", "--name", "test_efficientnet", "--image_size", "96",
+    )  # fmt: skip
+    assert list(rows) == ["ours", "ceiling"]
+    for row in rows.values():
+        assert [turn["patches"] for turn in row["rounds"]] == [sum(COUNTS["valid"])] * 2
+    assert set(cache_dir.rglob("embeddings/*")) == before
+
+
+@pytest.mark.slow  # starts a process
+def test_a_probe_of_embeddings_that_are_made_up_learns(tmp_path: Path) -> None:
+    rows = figures(tmp_path / "figures.json", "probe", "--patches", "2000", "--features", "16", "--dtype", "float16")
+    (turn,) = rows["L-BFGS"]["rounds"]
+    assert turn["patches"] == 2000
+    assert turn["facts"]["iterations"] > 5
+    # That of two normal distributions whose means lie so many standard deviations apart.
+    assert turn["facts"]["auroc"] == pytest.approx(norm.cdf(SIGNAL / 2**0.5), abs=0.05)
+    train, valid = write_embeddings(tmp_path, 2000, 16, "float16")
+    assert train.matrix.dtype == np.float16
+    assert [len(split.labels) for split in (train, valid)] == [2000, 250]
+    variances = np.linalg.eigvalsh(np.cov(train.matrix.astype(float), rowvar=False))[::-1]
+    # Between the classes lies SIGNAL / 4 of each of the 16 components, which adds 1 / 16 of each and mixes them a bit.
+    assert variances == pytest.approx(1 / np.arange(1, 17), rel=0.15, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe", "--patches", "15"], "Expected at least 16 patches, an eighth of them in valid, but found 15"),
+        (["embed", "--image_size", "128"], "Expected name, a network of timm, with an image_size of 128"),
+    ],
+)
+def test_embeddings_that_cannot_be_measured_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        benchmark(words)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sides", [("1000", "5000"), ("5000", "4000")])

@@ -6,11 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+)
 
 from pcam.evaluation.predictions import Predictions
 from pcam.evaluation.statistics import delong_test
-from pcam.study.analysis import Side, compare
+from pcam.study.analysis import Side, arm_mean, compare
 from pcam.study.plan import Metric, Run
 from pcam.study.results import ResultsFolder, RunResult
 
@@ -23,6 +30,7 @@ REFERENCES = {
     "auroc": roc_auc_score,
     "average_precision": average_precision_score,
     "accuracy": lambda labels, scores: accuracy_score(labels, scores > 0.5),
+    "balanced_accuracy": lambda labels, scores: balanced_accuracy_score(labels, scores > 0.5),
     "loss": log_loss,
 }
 
@@ -78,6 +86,18 @@ def test_with_one_seed_loss_and_accuracy_are_a_paired_test_over_patches(
     }[metric]
     found = compare(first, second, metric)
     assert found.estimate / found.standard_error == pytest.approx(ttest_rel(*values).statistic)
+
+
+def test_the_error_of_a_balanced_accuracy_is_that_of_two_shares(sides: tuple[Side, Side]) -> None:
+    run = sides[0].runs[0]
+    found = arm_mean([run], "momentum_0.1", "balanced_accuracy")
+    shares = [recall_score(LABELS, score(run) > 0.5, pos_label=label) for label in (0, 1)]
+    numbers = [int((label == LABELS).sum()) for label in (0, 1)]
+    assert found.estimate == pytest.approx(np.mean(shares))
+    variance = sum(share * (1 - share) / number for share, number in zip(shares, numbers, strict=True)) / 4
+    assert found.standard_error == pytest.approx((variance * PATCHES / (PATCHES - 1)) ** 0.5)
+    assert found.bounds == (0, 1)
+    assert arm_mean([run], "momentum_0.1", "loss").bounds == (0, inf)
 
 
 def test_with_one_seed_auroc_is_delongs_test(sides: tuple[Side, Side]) -> None:

@@ -49,7 +49,7 @@ def test_an_arm_is_known_by_what_decides_it(tmp_path: Path) -> None:
 
 def test_a_config_can_be_named_without_its_path() -> None:
     assert Arm("CNN", Path("cnn")).digest() == Arm("CNN", CNN).digest()
-    with pytest.raises(UserError, match=r"the name of one that is shipped \(best, cnn, .*\), but found 'cmm'"):
+    with pytest.raises(UserError, match=r"the name of one that is shipped \(best, .*cnn, .*\), but found 'cmm'"):
         Arm("CNN", Path("cmm")).options()
 
 
@@ -142,7 +142,7 @@ def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, object], messag
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "Expected a config at .*broken.yaml, but there is no such file; .* shipped: best, cnn"),
+        (None, "Expected a config at .*broken.yaml, but there is no such file; .* shipped: best, .*cnn"),
         ("a: [", "Expected the config of an experiment at .*broken.yaml, but it cannot be read"),
         ("words", "Expected the config of an experiment at .*broken.yaml, but found no options in it"),
         (

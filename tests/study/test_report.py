@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, log_loss, roc_auc_score
 
 from pcam.errors import UserError
-from pcam.study.analysis import mean_auroc
+from pcam.study.analysis import arm_mean
 from pcam.study.figures import curve_style, roc_of_arms_figure
-from pcam.study.plan import Question, Run
+from pcam.study.plan import PublishedResult, Question, Run
 from pcam.study.report import write_report
 from pcam.study.runner import StudyFolder
 from tests.study.made_up import PATCHES, PLAN, SHIFTED, make_run
@@ -151,7 +151,7 @@ def test_the_same_results_give_the_same_bytes(folder: StudyFolder, tmp_path: Pat
 def test_curves_can_be_told_apart_without_colour(folder: StudyFolder) -> None:
     """By their line, for as many arms as the largest shipped study has, and by a letter on each."""
     runs = [folder.results.read(PLAN, Run("good", 1))]
-    arms = {f"arm {index}": (runs, mean_auroc(runs, "reestimated")) for index in range(10)}
+    arms = {f"arm {index}": (runs, arm_mean(runs, "reestimated")) for index in range(10)}
     (axes,) = roc_of_arms_figure(arms, "reestimated").axes
     letters = [text.get_text() for text in axes.texts]
     labels = [str(line.get_label()) for line in axes.lines if not str(line.get_label()).startswith("_")]
@@ -237,6 +237,45 @@ def test_one_seed_says_that_it_counts_patches_only(tmp_path: Path) -> None:
     text = (made.report / "report.md").read_text()
     assert "One seed: the interval counts the patches only, and another seed would give another network; p " in text
     assert "nan" not in text
+
+
+@pytest.mark.slow  # takes some seconds
+def test_what_others_published_stands_among_the_arms_in_the_same_metric(tmp_path: Path) -> None:
+    made = StudyFolder(tmp_path)
+    for seed in (1, 2):
+        make_run(made, Run("good", seed), 1.0)
+    make_run(made, Run("poor", 1), 0.1)
+    accuracies = {
+        arm: np.mean([
+            balanced_accuracy_score(run.labels, run.logits("reestimated") > 0)
+            for run in (made.results.read(PLAN, Run(arm, seed)) for seed in seeds)
+        ])
+        for arm, seeds in {"good": (1, 2), "poor": (1,)}.items()
+    }  # fmt: skip
+    between = round((accuracies["good"] + accuracies["poor"]) / 2, 3)
+    results = [
+        PublishedResult("theirs", "balanced_accuracy", between, "a leaderboard, on test"),
+        PublishedResult("another", "loss", 0.001, "a page"),
+        PublishedResult("the best", "balanced_accuracy", 0.999, "a leaderboard, on test"),
+    ]
+    pages = write_report(replace(PLAN, published={}, published_tables=[], published_results=results), made)
+    text = pages[1].read_text()
+    tables = text.partition("## Published elsewhere, and ours")[2].partition("## The answers")[0].split("*Loss: ")
+    rows = [[[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+            for table in tables]  # fmt: skip
+    assert [row[:3] for row in rows[0][2:]] == [
+        ["the best", "published", "0.999"],
+        ["good network", "ours, 2 seeds", f"{accuracies['good']:.4f}"],
+        ["theirs", "published", f"{between:.4g}"],
+        ["poor network", "ours, 1 seed", f"{accuracies['poor']:.4f}"],
+    ]
+    assert [row[3:] for row in rows[0][2:] if row[1] == "published"] == [
+        ["not published", "a leaderboard, on test"]
+    ] * 2
+    assert all(re.fullmatch(r"0\.\d{3} to [01]\.\d{3}", row[3]) for row in rows[0][2:] if row[1] != "published")
+    assert [row[0] for row in rows[1][2:]] == ["another", "good network", "poor network"]  # the lowest loss first
+    assert "trained on 200 of the 262,144 training patches of PatchCamelyon and measured on valid" in tables[0]
+    assert "<td>theirs</td>" in pages[0].read_text()
 
 
 def test_a_study_without_a_run_has_no_report(tmp_path: Path) -> None:
