@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import weakref
 from argparse import HelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -81,6 +82,9 @@ def _answer(error: Exception) -> NoReturn:
     raise error
 
 
+SECONDS_UNTIL_SENT_AGAIN: Final = 0.5
+"""How long a command that was to end may go on before the signal is sent again: time to clear away, if it is ending."""
+
 _WRONG_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP})
 """What a path may be that no system takes: a name that is too long, a file as a folder, links in a circle."""
 
@@ -99,22 +103,37 @@ def _check_working_directory() -> None:
 def _signals() -> Iterator[list[int]]:
     """End by a `StoppedError` when a signal comes, so that what is half written is cleared away.
 
-    A signal that is ignored stays so, as nohup leaves SIGHUP. Python swallows exceptions in some places, such as
-    `__del__`; there the signal is sent again a moment later.
+    A signal that is ignored stays so, as nohup leaves SIGHUP. What a signal raises may be swallowed: by Python in
+    `__del__`, and by libraries in C++ that call Python, which make another error of it or none. Then nothing refers to
+    it any more, and the signal is sent again a moment later.
 
     Yields:
         The signals that have come.
     """
     received: list[int] = []
+    raised: list[weakref.ref[StoppedError]] = []
+    is_over = False
 
     def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
         received.append(signal_number)
-        raise StoppedError(signal_number, "Interrupted." if signal_number == signal.SIGINT else "Stopped.")
+        error = StoppedError(signal_number, "Interrupted." if signal_number == signal.SIGINT else "Stopped.")
+        raised.append(weakref.ref(error, lambda _: again(signal_number)))
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame: it would refer to itself, and never be let go
+
+    def again(signal_number: int) -> None:
+        def send() -> None:
+            if not is_over:
+                os.kill(os.getpid(), signal_number)
+
+        timer = threading.Timer(SECONDS_UNTIL_SENT_AGAIN, send)
+        timer.daemon = True
+        timer.start()
 
     def unraisable(found: "sys.UnraisableHookArgs") -> None:
-        if isinstance(found.exc_value, StoppedError):
-            threading.Timer(0.05, os.kill, [os.getpid(), found.exc_value.signal_number]).start()
-        else:
+        if not isinstance(found.exc_value, StoppedError):
             hook(found)
 
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
@@ -125,6 +144,7 @@ def _signals() -> Iterator[list[int]]:
                 signal.signal(number, stop)
         yield received
     finally:
+        is_over = True
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from pcam.commands.train import main as train
 from pcam.door import front_door
 from pcam.errors import StoppedError
+from pcam.models import BaselineCNN
+from pcam.models.inference import InferenceNetwork
 from pcam.models.normalization import Normalization
 from pcam.training import PatchClassifier
 from tests.scripts.signals import COMMANDS, send
@@ -98,6 +101,42 @@ def test_a_signal_within_a_destructor_which_swallows_exceptions_is_sent_again() 
         Destroyed()
         signal.sigtimedwait([], 5)  # waits for a signal
 
+    assert ended_by(main) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("what", ["nothing", "another error"])
+def test_a_signal_that_a_library_swallows_is_sent_again(what: str) -> None:
+    def library() -> None:
+        """What C++ that calls Python does: it catches whatever is raised."""
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            if what == "another error":
+                raise RuntimeError("a callback failed") from error
+
+    @front_door
+    def main(args=None) -> None:
+        with suppress(Exception):
+            library()
+        signal.sigtimedwait([], 5)
+
+    assert ended_by(main) == 128 + signal.SIGTERM
+
+
+def test_a_signal_while_openvino_converts_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: BaselineCNN, patches: torch.Tensor) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return patches.mean(dim=(1, 2, 3))
+
+    @front_door
+    def main(args=None) -> None:
+        InferenceNetwork(BaselineCNN().eval())
+        signal.sigtimedwait([], 5)
+
+    calls: list[int] = []
+    monkeypatch.setattr(BaselineCNN, "forward", forward)
     assert ended_by(main) == 128 + signal.SIGTERM
 
 
