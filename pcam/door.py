@@ -112,7 +112,6 @@ def _signals() -> Iterator[list[int]]:
     """
     received: list[int] = []
     raised: list[weakref.ref[StoppedError]] = []
-    is_over = False
 
     def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
         received.append(signal_number)
@@ -125,7 +124,7 @@ def _signals() -> Iterator[list[int]]:
 
     def again(signal_number: int) -> None:
         def send() -> None:
-            if not is_over:
+            if signal.getsignal(signal_number) is stop:  # else the command is over, and the signal not for us
                 os.kill(os.getpid(), signal_number)
 
         timer = threading.Timer(SECONDS_UNTIL_SENT_AGAIN, send)
@@ -144,7 +143,6 @@ def _signals() -> Iterator[list[int]]:
                 signal.signal(number, stop)
         yield received
     finally:
-        is_over = True
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
