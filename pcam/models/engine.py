@@ -38,14 +38,11 @@ class Engine:
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
         self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", options), threads)
-        found: dict[int, NDArray[np.float32]] = {}
+        self._queue.set_callback(self._keep)
+        self._found: dict[int, NDArray[np.float32]] = {}
 
-        # Not a method: the queue would own its owner, through OpenVINO, where Python's garbage collector cannot look.
-        def keep(request: Any, number: int) -> None:
-            found[number] = request.get_output_tensor().data.copy()
-
-        self._queue.set_callback(keep)
-        self._found = found
+    def _keep(self, request: Any, number: int) -> None:
+        self._found[number] = request.get_output_tensor().data.copy()
 
     def __call__(self, patches: Patches) -> Logits:
         """Compute logits.

@@ -1,8 +1,6 @@
 """OpenVINO against PyTorch: the same scores, or PyTorch and a sentence."""
 
-import gc
 import sys
-import weakref
 from importlib.metadata import version
 
 import pytest
@@ -87,12 +85,3 @@ def test_weights_that_are_no_numbers_give_logits_that_are_none() -> None:
     with torch.no_grad():
         next(network.parameters()).fill_(torch.nan)
     assert InferenceNetwork(network)(torch.zeros(2, 3, 96, 96, dtype=torch.uint8)).isnan().all()
-
-
-def test_an_engine_that_is_not_used_any_more_is_freed() -> None:
-    classify = InferenceNetwork(BaselineCNN().eval())
-    classify(torch.zeros(3, 3, 96, 96))
-    engine = weakref.ref(classify._engine)
-    del classify
-    gc.collect()
-    assert engine() is None
