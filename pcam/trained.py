@@ -174,11 +174,25 @@ class TrainedRun:
         """Find the staining of the training patches: what a published run says of it, else that of 1,024 of them.
 
         Raises:
-            UserError: If the run does not say it, and its data cannot be read.
+            UserError: If the run does not say it, and its data cannot be read or are not those that it was trained on.
         """
-        recorded = self.folder.read_environment().get("staining")
+        environment = self.folder.read_environment()
+        recorded = environment.get("staining")
         if recorded is not None:
-            return Staining(**recorded)
+            try:
+                return Staining(float(recorded["haematoxylin"]), float(recorded["eosin"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"Expected two numbers in staining of environment.json in {self.folder.path}, but found {recorded}; "
+                    f"bring the file back, or export the run again."
+                ) from error
+        trained_on = environment.get("data_fingerprints", {}).get("train")
+        if trained_on is not None and self.data.packed("train").fingerprint != trained_on:
+            raise UserError(
+                f"Expected the training patches of {self.folder.path}, to whose staining others are brought, but the "
+                f"train split of {self.data.root} is another; where those patches are, pcam export --format hub makes "
+                f"a folder that knows their staining; or take --adapt_by batch_norm."
+            )
         return Staining.of(self.data.training_patches(MAX_PATCHES, torch.device("cpu")))
 
     def adapted_to(self, patches: NDArray[np.uint8] | Tensor, adaptation: Adaptation) -> "TrainedRun":

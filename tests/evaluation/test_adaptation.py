@@ -1,6 +1,7 @@
 """Adaptation to patches without labels: what changes, to which patches, and where it is refused."""
 
 import json
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -221,6 +222,20 @@ def test_stains_need_tissue_and_a_network_that_says_how_it_normalises() -> None:
         adapt(BaselineCNN(), [torch.full((4, 3, 96, 96), 250.0)], Adaptation("all"), reference)
     with pytest.raises(UserError, match=r"whose attribute normalization is its first layer.*but SmallNetwork has none"):
         adapt(SmallNetwork(), [stained(2)], Adaptation("all"), reference)
+
+
+def test_the_staining_of_other_training_patches_is_not_taken_for_that_of_the_run(wilds: Path, tmp_path: Path) -> None:
+    run = small_run(wilds, tmp_path)
+    found = run.training_staining()
+    (tmp_path / "environment.json").write_text(json.dumps({"data_fingerprints": {"train": "another"}}))
+    with pytest.raises(UserError, match=r"Expected the training patches of .* but the train split of .* is another"):
+        run.training_staining()
+    record = {"data_fingerprints": {"train": "another"}, "staining": asdict(found)}
+    (tmp_path / "environment.json").write_text(json.dumps(record))
+    assert run.training_staining() == found
+    (tmp_path / "environment.json").write_text(json.dumps({"staining": {"eosin": "much"}}))
+    with pytest.raises(UserError, match="Expected two numbers in staining of environment.json"):
+        run.training_staining()
 
 
 def test_the_engine_computes_what_is_adapted() -> None:
