@@ -183,7 +183,7 @@ class TrainedRun:
                 return Staining(float(recorded["haematoxylin"]), float(recorded["eosin"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"Expected two numbers in staining of environment.json in {self.folder.path}, but found {recorded}; "
+                    f"Expected two numbers in staining of {self.folder.path}/environment.json, but found {recorded}; "
                     f"bring the file back, or export the run again."
                 ) from error
         trained_on = environment.get("data_fingerprints", {}).get("train")

@@ -14,6 +14,7 @@ from pcam.commands.evaluate import evaluate
 from pcam.commands.explain import explain
 from pcam.commands.export import export
 from pcam.commands.predict import predict
+from pcam.data.stain import Staining
 from pcam.errors import UserError
 from pcam.published import shipped_runs
 from pcam.run_folder import RunFolder
@@ -51,6 +52,16 @@ def test_a_published_run_names_no_place_of_the_machine(trained: Path, published:
         if path.is_file():
             assert str(patch_root.parent).encode() not in path.read_bytes(), path
     assert yaml.safe_load((published / "config.yaml").read_text())["data"]["root"] == "data/pcam"
+
+
+def test_a_published_run_knows_the_staining_of_its_training_patches(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staining = Staining(0.7, 0.4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedRun, "training_staining", lambda _: staining)  # noise has none
+        folder = export(trained, "hub", tmp_path / "cnn")
+    assert TrainedRun.load(folder, root=tmp_path / "nowhere").training_staining() == staining
 
 
 def test_the_page_of_a_published_run_has_what_was_measured(trained: Path, published: Path) -> None:
