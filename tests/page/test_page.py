@@ -1,6 +1,10 @@
 """The page: what it answers, and that it answers in a browser's place through its own door."""
 
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,6 @@ from pcam.commands.evaluate import evaluate
 from pcam.commands.page import page
 from pcam.errors import UserError
 from pcam.page.answers import MOST_PATCHES, answer, with_threshold
-from pcam.page.app import build, launch
 from pcam.trained import TrainedRun
 from tests.scripts.test_evaluate import short_run
 
@@ -72,23 +75,35 @@ def test_a_larger_image_gets_a_map_whose_threshold_can_be_moved(run: TrainedRun,
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
-def test_the_page_answers_over_http(run: TrainedRun, patches: list[Path], tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_page_answers_over_http_until_it_is_stopped(run: TrainedRun, patches: list[Path]) -> None:
     gradio_client = pytest.importorskip("gradio_client")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    built = build([run], tmp_path)
-    address = launch(built, port, block=False)
+    command = [sys.executable, "-m", "pcam", "page", str(run.folder.path), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        assert address == f"http://127.0.0.1:{port}/"
-        client = gradio_client.Client(address, verbose=False)
+        deadline = time.monotonic() + 300
+        while not answers(port) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[1]
+        client = gradio_client.Client(f"http://127.0.0.1:{port}/", verbose=False)
         found = client.predict([gradio_client.handle_file(path) for path in patches], 0, api_name="/score")
         table = next(part["value"] for part in found if isinstance(part, dict) and "headers" in str(part.get("value")))
         column = table["headers"].index("score")
         assert [row[column] for row in table["data"]] == pytest.approx(scores_of(run, patches), abs=1e-4)
+        client.close()
     finally:
-        built.close()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, said
+
+
+def answers(port: int) -> bool:
+    """Whether something answers at a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_run_that_is_not_there_is_said_before_anything_is_opened(tmp_path: Path) -> None:
