@@ -20,9 +20,9 @@ from torch import nn
 from pcam.benchmark.contestants import plain_weights, trained_network
 from pcam.benchmark.embeddings import SIGNAL, write_embeddings
 from pcam.benchmark.plain import plain_predict
-from pcam.benchmark.race import Stopwatch, race
+from pcam.benchmark.race import Stopwatch, Turn, race
 from pcam.benchmark.results import ratio_of
-from pcam.benchmark.whole import copy_patches, run_command
+from pcam.benchmark.whole import copy_patches, race_commands, run_command
 from pcam.commands.benchmark import COMMANDS
 from pcam.commands.benchmark import main as benchmark
 from pcam.commands.predict import main as predict
@@ -103,22 +103,40 @@ def test_training_in_bfloat16_warns_where_it_is_slow(
 
 
 @pytest.mark.slow  # starts three processes
-@pytest.mark.parametrize("has_bfloat16", [True, False])  # whatever the processor has
 def test_evaluation_is_compared_at_the_same_auroc(
-    has_bfloat16: bool, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: has_bfloat16)
+    patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: True)  # whatever the processor has
     rows = figures(
         tmp_path / "figures.json", "evaluate", "--data.root", patch_root, "--data.cache_dir", cache_dir,
         "--batch_size", "8", "--rounds", "1", "--device", "cpu",
     )  # fmt: skip
-    assert list(rows) == (["ours", "ours, bfloat16", "plain"] if has_bfloat16 else ["ours", "plain"])
-    said = "Evaluation in bfloat16 is not measured. Expected a processor with instructions for bfloat16"
-    assert (said in capsys.readouterr().out) == (not has_bfloat16)
+    assert list(rows) == ["ours", "ours, bfloat16", "plain"]
     auroc = {name: row["rounds"][0]["facts"]["auroc"] for name, row in rows.items()}
     assert auroc["ours"] == pytest.approx(auroc["plain"], abs=1e-6)
     assert all(row["rounds"][0]["patches"] == sum(COUNTS["valid"]) for row in rows.values())
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])  # whatever the processor has
+def test_evaluation_in_bfloat16_is_measured_where_it_is_fast(
+    has_bfloat16: bool, patch_root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    contestants: list[str] = []
+
+    def note(given: dict[str, object], *args: object) -> None:
+        contestants.extend(given)
+        raise UserError("Stopped before the race.")
+
+    monkeypatch.setattr("pcam.models.inference.has_fast_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr("pcam.benchmark.race.race", note)
+    with pytest.raises(SystemExit, match="1"):
+        benchmark([
+            "evaluate", "--data.root", str(patch_root), "--data.cache_dir", str(cache_dir), "--device", "cpu"
+        ])  # fmt: skip
+    assert contestants == (["ours", "ours, bfloat16", "plain"] if has_bfloat16 else ["ours", "plain"])
+    said = "Evaluation in bfloat16 is not measured. Expected a processor with instructions for bfloat16"
+    assert (said in capsys.readouterr().out) == (not has_bfloat16)
 
 
 def write_run(folder: Path, network: nn.Module, **options: object) -> None:
@@ -184,8 +202,15 @@ def test_the_whole_command_predict_gives_the_scores_of_a_plain_script(
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow  # starts thirteen processes
-def test_the_start_of_commands_is_measured(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # starts five processes
+def test_the_start_of_commands_is_measured(
+    patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def race_two(commands: dict[str, list[str]], *args: Any) -> dict[str, list[Turn]]:
+        assert len(commands) == 6
+        return race_commands({name: commands[name] for name in ("train --help", "train, one step")}, *args)
+
+    monkeypatch.setattr("pcam.benchmark.whole.race_commands", race_two)
     rows = figures(
         tmp_path / "figures.json", "start", "--data.root", patch_root, "--data.cache_dir", cache_dir, "--rounds", "1"
     )

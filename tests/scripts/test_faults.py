@@ -284,7 +284,7 @@ def test_a_config_is_read_as_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_is_not() -> None:
     """A short soak; docs/reliability.md has a long one."""
-    command = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "soak.py"), "--kills", "4"]
+    command = [sys.executable, str(REPOSITORY / "tests" / "scripts" / "soak.py"), "--kills", "2"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
     )
