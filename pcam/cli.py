@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from pcam.atomic import atomic_path, expanded
+from pcam.checkpoint_file import load_checkpoint
 from pcam.data import PCamDataModule
 from pcam.data.layouts import find_layout
 from pcam.door import Arguments, Parser, program, with_config_paths
@@ -29,7 +30,6 @@ from pcam.resuming import check_changes, check_data
 from pcam.run_folder import RunFolder, is_folder_name
 from pcam.run_options import add_run_options
 from pcam.training import PatchClassifier
-from pcam.training.checkpoints import load_checkpoint
 from pcam.training.progress import ProgressBar
 from pcam.training.recording import Recording, recording, steps_callbacks
 from pcam.yaml_files import check_yaml

@@ -3,10 +3,9 @@
 import os
 import shutil
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from pcam.cli import PCamCLI
 from pcam.errors import UserError
+from pcam.messages import inform
 from pcam.models.inference import bfloat16_warning
 from pcam.rebuilding import load_weights
 from pcam.training.whole_checkpoint import check_whole
@@ -26,7 +25,7 @@ def fit(cli: PCamCLI) -> None:
             check_whole(checkpoint, cli.model, cli.trainer, cli.record.callbacks)
         trained = sum(weight.numel() for weight in cli.model.parameters() if weight.requires_grad)
         frozen = sum(weight.numel() for weight in cli.model.parameters()) - trained
-        rank_zero_info(
+        inform(
             f"{type(cli.model.network).__name__}: {trained:,} parameters learn, {frozen:,} are frozen; on "
             f"{cli.trainer.strategy.root_device}, precision {cli.trainer.precision}."
         )
@@ -49,7 +48,7 @@ def _warn_of_precision(cli: PCamCLI) -> None:
     if "16" in str(cli.trainer.precision):  # on a CPU, Lightning takes bfloat16 for 16-mixed too
         warning = bfloat16_warning(cli.trainer.strategy.root_device)
         if warning is not None:
-            rank_zero_info(warning)
+            inform(warning)
 
 
 def _compile(cli: PCamCLI) -> None:

@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import nn
 
-from pcam.data import PCamDataModule
+from pcam.checkpoint_file import load_checkpoint
 from pcam.errors import ConfigError, UserError
 from pcam.models.published_weights import load_published
 from pcam.published import WEIGHTS_FILE
 from pcam.run_folder import RunFolder
-from pcam.training.checkpoints import load_checkpoint
 from pcam.yaml_files import check_yaml
+
+if TYPE_CHECKING:
+    from pcam.data import PCamDataModule
 
 
 def read_config(folder: RunFolder) -> Mapping[str, Any]:
@@ -48,38 +50,69 @@ class _ConfigParser(ArgumentParser):
         raise ConfigError(" ".join(message.split()))
 
 
-def build(config: Mapping[str, Any], path: Path) -> tuple[nn.Module, PCamDataModule]:
-    """Build the network and the data that a config names, the network with random weights.
+def build_network(config: Mapping[str, Any], path: Path) -> nn.Module:
+    """Build the network that a config names, with random weights.
 
     Args:
         config: All options of a run.
         path: Where they are from, for messages.
 
     Returns:
-        The network and the data.
+        The network.
 
     Raises:
-        ConfigError: If the config names what there is not, or with options that it does not take.
+        ConfigError: If the config names a network that there is not, or options that it does not take.
     """
     parser = _ConfigParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network", required=True)
-    parser.add_class_arguments(PCamDataModule, "data")
-    config = deepcopy(dict(config))  # the parser changes what it is given
-    data_options = config["data"] | {"seed": config.get("seed_everything", 1)}
     try:
         given = dict(config["model"].get("network") or {})
         # The checkpoint holds all weights: nothing is downloaded again.
         options = dict(given.get("init_args") or {})
         given["init_args"] = options | ({"weights": None} if "weights" in options else {})
-        parsed = parser.parse_object({"network": given, "data": data_options})
         with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
-            built = parser.instantiate(parsed)
+            network: nn.Module = _instantiate(parser, {"network": given}, path).network
+    except (TypeError, ValueError) as error:
+        raise _refused(path, error) from error
+    return network
+
+
+def build_data(config: Mapping[str, Any], path: Path) -> "PCamDataModule":
+    """Build the data that a config names. This imports Lightning, which takes seconds.
+
+    Args:
+        config: All options of a run.
+        path: Where they are from, for messages.
+
+    Returns:
+        The data.
+
+    Raises:
+        ConfigError: If the config has options that the data do not take.
+    """
+    from pcam.data import PCamDataModule  # noqa: PLC0415  # takes seconds
+
+    parser = _ConfigParser(exit_on_error=False)
+    parser.add_class_arguments(PCamDataModule, "data")
+    options = config["data"] | {"seed": config.get("seed_everything", 1)}
+    data: PCamDataModule = _instantiate(parser, {"data": options}, path).data
+    return data
+
+
+def _instantiate(parser: ArgumentParser, options: Mapping[str, Any], path: Path) -> Namespace:
+    try:
+        # The parser changes what it is given.
+        built: Namespace = parser.instantiate(parser.parse_object(deepcopy(dict(options))))
     except (ArgumentError, ConfigError, ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Expected the config of a run in {path}, but found an option that cannot be used "
-            f"({' '.join(str(error).split())}); correct it, or bring back the file that training wrote."
-        ) from error
-    return built.network, built.data
+        raise _refused(path, error) from error
+    return built
+
+
+def _refused(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"Expected the config of a run in {path}, but found an option that cannot be used "
+        f"({' '.join(str(error).split())}); correct it, or bring back the file that training wrote."
+    )
 
 
 def load_weights(network: nn.Module, path: Path, meant_for: str) -> int:

@@ -1,36 +1,39 @@
 """`TrainedRun`: a run folder as a classifier. This is the one way from a run folder to logits."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from rich.progress import track
 from scipy.special import expit
 from torch import Tensor, nn
 
 from pcam.atomic import expanded
-from pcam.data import PCamDataModule
 from pcam.data.layouts.tables import listed
 from pcam.data.packed import PackedSplit
 from pcam.data.stain import Staining, shift_stains
+from pcam.device import find_device
 from pcam.errors import UserError
 from pcam.evaluation.adaptation import MAX_PATCHES, MIN_PATCHES, adapt, adapted_logits, sample_batches
 from pcam.evaluation.explain import Attributions, explain, explain_mean_score
 from pcam.evaluation.model_card import chosen_on_valid
 from pcam.evaluation.predictions import Predictions, check_finite
+from pcam.messages import rank_zero_warn
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
 from pcam.options import Adaptation, CheckpointName, Precision, SplitName
 from pcam.patches import PatchArray, Patches
-from pcam.rebuilding import build, load_weights, read_config
+from pcam.rebuilding import build_data, build_network, load_weights, read_config
 from pcam.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pcam.data import PCamDataModule
 
 BATCH_SIZE: Final = 64
 """Patches that are classified at once, unless said otherwise."""
@@ -48,7 +51,6 @@ class TrainedRun:
         config: What `config.yaml` says: every option of the training.
         step: Number of optimizer steps behind the weights.
         network: Patches in (shape (batch, 3, 96, 96), values 0..255), logits out, in evaluation mode, on `device`.
-        data: The data, at the root that the run was trained on or that `load` was given.
         settings: How scores are computed unless a call says otherwise.
         device: Where the network computes.
     """
@@ -60,7 +62,7 @@ class TrainedRun:
         config: Mapping[str, Any],
         step: int,
         network: nn.Module,
-        data: PCamDataModule,
+        find_data: "Callable[[], PCamDataModule]",
         settings: EvaluationSettings,
     ) -> None:
         self.folder = folder
@@ -68,7 +70,7 @@ class TrainedRun:
         self.config = config
         self.step = step
         self.network = network
-        self.data = data
+        self._find_data = find_data
         self.settings = settings
         self._prepared: tuple[tuple[Any, ...], InferenceNetwork] | None = None
 
@@ -86,7 +88,7 @@ class TrainedRun:
         adaptation: Adaptation | None = None,
         device: str | torch.device = "auto",
         network: nn.Module | None = None,
-        data: PCamDataModule | None = None,
+        data: "PCamDataModule | None" = None,
     ) -> "TrainedRun":
         """Open a run folder.
 
@@ -123,21 +125,34 @@ class TrainedRun:
             folder = RunFolder.find(Path(path)) if is_whole else RunFolder(Path(path))
         weights = folder.checkpoint(checkpoint)
         config = read_config(folder) if folder.config.is_file() else {}
-        if network is None or data is None:
-            built_network, built_data = build(config, folder.config)
-            network = built_network if network is None else network
-            data = built_data if data is None else data
-        if root is not None:
-            data.root = expanded(root, "root")
+        network = build_network(config, folder.config) if network is None else network
+        elsewhere = None if root is None else expanded(root, "root")
+
+        def find_data() -> "PCamDataModule":
+            found = build_data(config, folder.config) if data is None else data
+            found.root = found.root if elsewhere is None else elsewhere
+            return found
+
         step = load_weights(network, weights, f"the network in {folder.config}")
         network.to(find_device(device)).eval()
         settings = EvaluationSettings(tta, precision, reestimate_bn, enlarged_sizes, adaptation)
         if enlarged_sizes is not None:
             settings.network(network)  # refuses sizes that the network does not have
-        run = cls(folder, checkpoint, config, step, network, data, settings)
+        run = cls(folder, checkpoint, config, step, network, find_data, settings)
         if reestimate_bn:
             run.reestimate_batch_norm()
         return run
+
+    @cached_property
+    def data(self) -> "PCamDataModule":
+        """The data, at the root that the run was trained on or that `load` was given.
+
+        Found when they are first asked for, which imports Lightning: patches from elsewhere need neither.
+
+        Raises:
+            ConfigError: If what the run's config says of them is wrong.
+        """
+        return self._find_data()
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +232,9 @@ class TrainedRun:
             )
         batches = (self._on_device(patches[rows]) for rows in sample_batches(len(patches)))
         network = adapt(self.network, batches, adaptation, self._reference(adaptation))
-        return TrainedRun(self.folder, self.checkpoint, self.config, self.step, network, self.data, self.settings)
+        return TrainedRun(
+            self.folder, self.checkpoint, self.config, self.step, network, lambda: self.data, self.settings
+        )
 
     def logits(
         self, patches: NDArray[np.uint8] | Tensor, *, tta: bool | None = None, batch_size: int = BATCH_SIZE
@@ -381,15 +398,3 @@ def _check_patches(patches: NDArray[np.uint8] | Tensor) -> None:
             f"Expected patches as uint8 of shape (count, 96, 96, 3) or (count, 3, 96, 96), but found {patches.dtype} "
             f"of shape {shape}."
         )
-
-
-def find_device(name: str | torch.device = "auto") -> torch.device:
-    """Find where to compute.
-
-    Args:
-        name: "auto" (an accelerator if PyTorch finds one, else the CPU), or PyTorch's name of a device.
-    """
-    if name != "auto":
-        return torch.device(name)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if found is None else found

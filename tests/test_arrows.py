@@ -11,8 +11,8 @@ import pcam
 PACKAGE = Path(pcam.__file__).parent
 
 LAYERS = [
-    ["errors", "options", "memory", "terminal"],
-    ["atomic", "patches", "extras"],
+    ["errors", "messages", "options", "memory", "terminal"],
+    ["atomic", "patches", "extras", "checkpoint_file", "device"],
     ["shipped", "run_options", "outputs", "yaml_files", "published", "optical_density"],
     ["run_folder"],
     ["door", "resuming"],

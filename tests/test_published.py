@@ -76,6 +76,7 @@ def test_the_page_of_a_published_run_has_what_was_measured(trained: Path, publis
     assert "| youden |" in page
 
 
+@pytest.mark.slow  # takes some seconds
 def test_results_of_a_published_run_go_to_its_folder(published: Path, patch_root: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(published, tmp_path / "copy"))
     evaluate([copy], root=patch_root)
@@ -131,6 +132,7 @@ def test_a_run_of_the_hub_is_found_by_its_address(
         RunFolder.find(Path("hf://a/b/c"))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_every_run_that_is_shipped_scores_patches_without_its_data(
     patch_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

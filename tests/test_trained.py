@@ -72,6 +72,7 @@ def test_any_number_of_patches_in_either_order_has_the_same_logits(run: TrainedR
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected.astype(np.float64))), rtol=1e-5)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_logits_are_those_of_the_network_in_evaluation(run: TrainedRun) -> None:
     patches = run.data.packed("valid").patches[:5]
     with torch.inference_mode():
@@ -167,7 +168,7 @@ def test_a_config_that_is_wrong_is_one_sentence(
     old: str, new: str, expected: str, run_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        TrainedRun.load(broken(run_path, tmp_path / "run", old, new))
+        _ = TrainedRun.load(broken(run_path, tmp_path / "run", old, new)).data
 
 
 def test_a_checkpoint_of_another_network_is_refused(run_path: Path, tmp_path: Path) -> None:
@@ -183,6 +184,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
         TrainedRun.load(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_run_without_a_config_takes_a_network_and_data_of_ones_own(
     run_path: Path, patch_root: Path, cache_dir: Path, tmp_path: Path
 ) -> None:

@@ -256,13 +256,14 @@ def evaluate_ours(workload: Workload, stopwatch: Stopwatch) -> None:
     keep_freed_memory()
     network = MobileNetV2(weights=None, dropout=DROPOUT)
     network.load_state_dict(torch.load(workload.weights, weights_only=True))
+    data = PCamDataModule(workload.root, workload.batch_size, cache_dir=workload.cache_dir)
     run = TrainedRun(
         RunFolder(workload.folder),
         "best",
         config={},
         step=0,
         network=network.to(workload.accelerator).eval(),
-        data=PCamDataModule(workload.root, workload.batch_size, cache_dir=workload.cache_dir),
+        find_data=lambda: data,
         settings=EvaluationSettings(precision=workload.precision),
     )
     run.predict("valid")  # a turn that does not count

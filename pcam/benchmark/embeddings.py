@@ -13,6 +13,7 @@ from torch import nn
 
 from pcam.benchmark.race import Stopwatch
 from pcam.data import PCamDataModule
+from pcam.device import find_device
 from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2, TimmNetwork
 from pcam.models.batch_norm import has_learning_layers, reestimate_batch_norm
@@ -20,7 +21,6 @@ from pcam.models.embedding import Embedder
 from pcam.options import Dtype, Precision
 from pcam.probe.linear import ROWS, fit_lbfgs
 from pcam.probe.store import EmbeddedSplit, Embedding
-from pcam.trained import find_device
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def benchmark_embed(
     from pcam.benchmark.patches import open_patches
     from pcam.benchmark.race import race
     from pcam.benchmark.results import report_race
-    from pcam.trained import find_device
+    from pcam.device import find_device
 
     if name is None and image_size is not None:
         raise UserError(f"Expected name, a network of timm, with an image_size of {image_size}, but found none.")

@@ -49,8 +49,8 @@ def embed(args: Arguments) -> "dict[SplitName, EmbeddedSplit]":
         UserError: If the data or the network cannot be used.
     """
     built = build_network(embed, EmbedOptions, args)
+    from pcam.device import find_device
     from pcam.probe.store import Embedding
-    from pcam.trained import find_device
 
     options = built.options
     embedding = Embedding(

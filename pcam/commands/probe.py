@@ -72,11 +72,11 @@ def probe(args: Arguments) -> list[RunFolder]:
         UserError: If the data or the network cannot be used.
     """
     built = build_network(probe, ProbeOptions, args)
+    from pcam.device import find_device
     from pcam.probe.few_shot import few_shot_table, neighbour_logits, write_few_shot, write_neighbours
     from pcam.probe.linear import fit_eva, fit_lbfgs
     from pcam.probe.run import check_both_classes, record_probe
     from pcam.probe.store import Embedding
-    from pcam.trained import find_device
 
     options, network, data = built.options, built.network, built.data
     name = built.config["model"]["network"].get("init_args", {}).get("name") or type(network).__name__

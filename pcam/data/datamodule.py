@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
@@ -21,6 +20,7 @@ from pcam.data.loader import Batches, BatchLoader
 from pcam.data.packed import PackedSplit, pack
 from pcam.data.stain import StainShift, jitter_stains, shift_stains
 from pcam.errors import UserError
+from pcam.messages import inform
 from pcam.options import SplitName
 from pcam.patches import PatchBatch, Patches
 from pcam.terminal import printable
@@ -119,10 +119,10 @@ class PCamDataModule(LightningDataModule):
             self._check_cache()
             files = find_layout(self.root).split(split)
             if files.note is not None:
-                rank_zero_info(printable(files.note))
+                inform(printable(files.note))
             store = pack(files, self.store_path(split), f"Packing {split}", deduplicate=self.deduplicate)
             if self.deduplicate:
-                rank_zero_info(
+                inform(
                     f"{split}: kept {len(store):,} patches, dropped {store.repeats_dropped:,} repeats of them and "
                     f"{store.conflicts_dropped:,} patches whose identical pixels carry both labels."
                 )

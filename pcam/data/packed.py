@@ -20,7 +20,6 @@ from typing import Final
 import h5py
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from pcam.atomic import atomic_path
@@ -29,6 +28,7 @@ from pcam.data.layouts.hdf5 import find_array
 from pcam.data.locks import only_one
 from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import NO_ROOM, UserError
+from pcam.messages import inform
 from pcam.options import ORIGINS, Origin
 from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
 from pcam.terminal import printable
@@ -234,12 +234,12 @@ def pack(files: SplitFiles, path: Path, description: str, *, deduplicate: bool =
             f"Expected a folder for packed stores at {path.parent}, but found a file there; choose another place with "
             f"--data.cache_dir."
         ) from error
-    with only_one(path.with_name(f"{path.name}.lock"), lambda: _who_packs(path), rank_zero_info):
+    with only_one(path.with_name(f"{path.name}.lock"), lambda: _who_packs(path), inform):
         if path.exists():
             store = PackedSplit(path)
             if store.is_of(files, deduplicate):  # another process has packed it meanwhile
                 return store
-            rank_zero_info(printable(f"The files behind {path} have changed since it was packed: packing them again."))
+            inform(printable(f"The files behind {path} have changed since it was packed: packing them again."))
         for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         try:

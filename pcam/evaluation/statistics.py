@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr
 
 LEVEL: Final = 0.95
 """The confidence level of every interval."""
@@ -155,6 +155,8 @@ def delong_covariance(
     """
     tumour, normal = logits[:, labels == 1], logits[:, labels == 0]
     positives, negatives = tumour.shape[1], normal.shape[1]
+    from scipy.stats import rankdata  # noqa: PLC0415  # takes a second, and scoring does not need it
+
     ranks = rankdata(np.concatenate([tumour, normal], axis=1), axis=1)
     # For each patch, the share of patches of the other class that it is ranked correctly against; a tie counts half.
     right_tumour = (ranks[:, :positives] - rankdata(tumour, axis=1)) / negatives
@@ -227,4 +229,4 @@ def delong_test(
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     # Rounding leaves a variance of about 1e-17 instead of 0 if both classifiers rank all pairs alike.
     z = difference / variance**0.5 if variance > 1e-15 else np.nan
-    return DeLong(difference, z, float(2 * norm.sf(abs(z))))
+    return DeLong(difference, z, float(2 * ndtr(-abs(z))))

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # torch 2.15 does not say that it has it
 
+from pcam.messages import inform
 from pcam.patches import PATCH_SIZE, Logits, Patches
 
 PASS_VIEWS: Final = 8
@@ -87,7 +87,7 @@ def compiled(network: nn.Module, views: int) -> Engine | None:
         why = " ".join(str(error.__cause__ or error).split())[:200]
     if not why:
         return engine
-    rank_zero_info(f"{type(network).__name__} is evaluated in PyTorch, as OpenVINO cannot compute it ({why}).")
+    inform(f"{type(network).__name__} is evaluated in PyTorch, as OpenVINO cannot compute it ({why}).")
     return None
 
 
@@ -99,13 +99,18 @@ def _converted(network: nn.Module, patches: Patches) -> Any:
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: PLC0415
 
+    def function(patches: Patches) -> Logits:
+        """Call the network: to follow a module itself, PyTorch translates all its parts first, which takes a second."""
+        logits: Logits = network(patches)
+        return logits
+
     with warnings.catch_warnings():
         # PyTorch 2.15 deprecates what OpenVINO 2026.4 takes; what torch.export gives takes it three times as long.
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         # A decision that depends on the patches would become that for these.
         warnings.filterwarnings("error", category=TracerWarning)
         warnings.filterwarnings("ignore", category=TracerWarning, module="jaxtyping|timm")  # they compare shapes
-        traced = torch.jit.trace(network, patches, check_trace=False)  # type: ignore[no-untyped-call]  # torch 2.15
+        traced = torch.jit.trace(function, patches, check_trace=False)  # type: ignore[no-untyped-call]  # torch 2.15
     frontend = FrontEndManager().load_by_framework("pytorch")  # openvino.convert_model takes a second longer
     decoder = TorchScriptPythonDecoder(traced, example_input=patches)  # must live until the end of the conversion
     model = frontend.load(decoder)

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -21,6 +20,7 @@ from pcam.atomic import atomic_path, make_folder
 from pcam.data import PCamDataModule
 from pcam.data.locks import only_one
 from pcam.errors import NO_ROOM, UserError
+from pcam.messages import inform
 from pcam.models.embedding import Embedder, backbone_fingerprint
 from pcam.options import Dtype, Precision, SplitName
 
@@ -106,7 +106,7 @@ class Embedding:
         path = self.path(split)
         make_folder(path.parent, f"a folder for embeddings at {path.parent}")
         if not path.exists():
-            with only_one(path.with_suffix(".lock"), lambda: f"embeds {split}", rank_zero_info):
+            with only_one(path.with_suffix(".lock"), lambda: f"embeds {split}", inform):
                 if not path.exists():
                     try:
                         self._compute(split, path)

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from pcam.checkpoint_file import load_checkpoint
 from pcam.door import Arguments, front_door
 from pcam.errors import UserError
 from pcam.evaluation.predictions import Predictions
@@ -23,7 +24,6 @@ from pcam.study.readings import READING_MOMENTA, TRAINED_READING, Reading
 from pcam.study.results import ENVIRONMENT_KEYS, ResultsFolder, check_keys
 from pcam.trained import TrainedRun
 from pcam.training import BatchNormReadings
-from pcam.training.checkpoints import load_checkpoint
 
 
 def measure_run(

@@ -2,8 +2,6 @@
 
 import os
 import time
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from pcam.atomic import atomic_path, clear_abandoned, temporary_path
-from pcam.errors import UserError
+from pcam.messages import inform
 from pcam.options import Monitor
 from pcam.run_folder import RunFolder
 from pcam.training.divergence import Divergence
@@ -155,47 +151,6 @@ class BestCheckpoint(_RunCheckpoint):
         assert self.dirpath is not None
         path = Path(self.dirpath) / "best.ckpt"
         if state_dict["best_model_path"] and not path.is_file():
-            rank_zero_info(f"{path} is not there any more: it becomes the best of the validations from now on.")
+            inform(f"{path} is not there any more: it becomes the best of the validations from now on.")
             return
         super().load_state_dict(state_dict)
-
-
-def load_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint without running any code in it.
-
-    Args:
-        path: A file that Lightning wrote.
-
-    Returns:
-        Its contents, on the CPU.
-
-    Raises:
-        UserError: If it is damaged, no checkpoint, or holds more than tensors and plain values.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch 2.15 does not look at the checksums
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of its part {damaged} is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and pickle raise many kinds for damaged files
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"Expected a checkpoint of tensors and plain values in {path}, but it cannot be loaded safely ({reason}); "
-            f"it may be truncated or damaged."
-        ) from error
-    weights, step = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in _EVERY_CHECKPOINT)
-    sound = isinstance(weights, Mapping) and all(
-        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
-    )
-    if not sound or not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise UserError(
-            f"Expected a checkpoint that training wrote, with state_dict and global_step, but {path} holds something "
-            f"else; bring back the file that training wrote."
-        )
-    assert isinstance(checkpoint, dict)
-    return checkpoint
-
-
-_EVERY_CHECKPOINT = ("state_dict", "global_step")
-"""The parts of a checkpoint that every use of it needs."""

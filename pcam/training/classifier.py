@@ -10,7 +10,6 @@ from typing import Any, Final, TypedDict
 import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -20,6 +19,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision
 
 from pcam.errors import UserError
+from pcam.messages import inform
 from pcam.models.enlarged import enlarged_part
 from pcam.models.inference import InferenceNetwork
 from pcam.models.timm_network import LayeredNetwork
@@ -314,7 +314,7 @@ class PatchClassifier(LightningModule):
                 f"trainer.max_steps."
             )
         if total_steps is not None and self.trainer.estimated_stepping_batches < total_steps:
-            rank_zero_info(
+            inform(
                 f"{type(scheduler).__name__} is made for {total_steps:,} steps, but training ends after "
                 f"{self.trainer.estimated_stepping_batches:,}: the learning rate will not come to its end; "
                 f"model.scheduler.init_args.total_steps sets it."

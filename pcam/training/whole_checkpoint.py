@@ -7,8 +7,8 @@ from typing import Any
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from pcam.checkpoint_file import load_checkpoint
 from pcam.errors import UserError
-from pcam.training.checkpoints import load_checkpoint
 from pcam.training.classifier import PatchClassifier
 
 

@@ -56,6 +56,7 @@ def test_the_same_patches_give_the_same_batches_in_the_same_order(
             assert all(torch.equal(one, two) for one, two in zip(batch, other, strict=True))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_same_patches_give_the_same_training(patches: Patches, expected: PCamDataModule, tmp_path: Path) -> None:
     write_official(tmp_path / "patches", patches)
     ends = []

@@ -52,7 +52,7 @@ def small_run(root: Path, cache_dir: Path, **settings) -> TrainedRun:
     network.train()(torch.randint(0, 256, (32, 3, 96, 96)))
     data = PCamDataModule(root, batch_size=7, cache_dir=cache_dir)
     folder = RunFolder(cache_dir)
-    return TrainedRun(folder, "best", {}, 1, network.eval(), data, EvaluationSettings(**settings))
+    return TrainedRun(folder, "best", {}, 1, network.eval(), lambda: data, EvaluationSettings(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,7 @@ def test_what_cannot_be_adapted_is_refused(network: nn.Module, chosen: Adaptatio
         adapt_batch_norm(network, [torch.zeros(4, 3, 96, 96)], chosen)
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.usefixtures("_small_units")
 def test_each_hospital_is_scored_by_a_network_that_is_adapted_to_it(wilds: Path, tmp_path: Path) -> None:
     chosen = Adaptation("hospital", "batch_norm", 2)
@@ -249,6 +250,7 @@ def test_the_engine_computes_what_is_adapted() -> None:
     assert "OpenVINO" in classify.name or find_spec("openvino") is None
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_benchmark_weighs_classes_by_their_share(wilds: Path, tmp_path: Path) -> None:
     run = small_run(wilds, tmp_path)
     run.data.stain_shifts = [StainShift(haematoxylin=1.3), StainShift(eosin=0.7)]

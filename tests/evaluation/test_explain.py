@@ -69,6 +69,7 @@ def test_evidence_against_tumour_has_its_sign_and_counts_alike() -> None:
         assert centre_share(attributions).tolist() == pytest.approx([share] * 2)
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.parametrize("name", ["baseline", "mobilenet"])
 def test_attributions_are_those_of_the_papers(name: str) -> None:
     torch.manual_seed(0)
@@ -131,6 +132,7 @@ def test_the_symmetries_see_all_of_the_patch_and_their_maps_lie_as_the_patch_doe
     assert 0 < attributions[0, 0, 1] < upright[0, 0, 1]
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_mean_score_is_explained_by_the_gradient_of_its_logit() -> None:
     torch.manual_seed(0)
     network = BaselineCNN(dropout=0.5).eval()

@@ -17,6 +17,7 @@ def network() -> nn.Module:
     return MobileNetV2(weights=None, dropout=0.5)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_it_agrees_with_pytorch() -> None:
     found, expected = network().eval(), network().eval()
     reestimate_batch_norm(found, BATCHES)

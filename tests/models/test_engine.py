@@ -18,6 +18,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_scores_are_those_of_pytorch_for_any_number_of_patches(kind: str, tta: bool) -> None:

@@ -55,6 +55,7 @@ def test_in_bfloat16_the_logits_are_near_and_in_float32(network: nn.Module) -> N
     assert (logits - expected).abs().max() < 0.2 * expected.abs().max()
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_network_stays_as_it_is_and_the_copy_too(network: nn.Module) -> None:
     before = copy.deepcopy(network.state_dict())
     fast = InferenceNetwork(network)
@@ -84,6 +85,7 @@ def test_settings_say_what_they_are() -> None:
     assert EvaluationSettings(tta=True, enlarged_sizes=[]).words == ["tta", "at 96 pixels"]
 
 
+@pytest.mark.slow  # takes some seconds
 def test_fewer_sizes_are_those_of_a_network_that_has_no_others() -> None:
     network = trained(MobileNetV2(weights=None, dropout=0.0, enlarged_sizes=[112, 128])).eval()
     own = trained(MobileNetV2(weights=None, dropout=0.0))

@@ -83,6 +83,7 @@ def test_normalization_maps_black_and_white(name, black: float, white: float) ->
     torch.testing.assert_close(red, torch.tensor([black, white]))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_batch_norm_takes_the_configs_momentum_and_epsilon() -> None:
     network = MobileNetV2(weights=None, dropout=0.0, bn_momentum=0.001, bn_eps=0.001)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -93,6 +94,7 @@ def test_batch_norm_takes_the_configs_momentum_and_epsilon() -> None:
     assert all((layer.running_var >= 0.999).all() for layer in layers)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_dropout_is_where_it_is_said_to_be() -> None:
     rates = [layer.p for layer in MobileNetV2(weights=None, dropout=0.5).modules() if isinstance(layer, nn.Dropout)]
     assert rates == [0.5]
@@ -141,6 +143,7 @@ def enlarging(*sizes: int) -> MobileNetV2:
     return network
 
 
+@pytest.mark.slow  # takes some seconds
 def test_evaluation_averages_the_logits_at_all_sizes() -> None:
     network = enlarging(128, 112).eval()
     assert network.enlarged is not None
@@ -153,6 +156,7 @@ def test_evaluation_averages_the_logits_at_all_sizes() -> None:
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_sizes_are_of_patches_and_scale_with_a_larger_image() -> None:
     network = enlarging(144).eval()
     assert network.enlarged is not None

@@ -9,6 +9,7 @@ from pcam.models import MobileNetV2
 from pcam.models.published_weights import load_published, save_published
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.parametrize("half", [True, False])
 def test_weights_come_back_and_are_stored_once_for_all_sizes(half: bool, tmp_path: Path) -> None:
     network = MobileNetV2(weights=None, dropout=0.2, enlarged_sizes=[128]).to(memory_format=torch.channels_last).eval()

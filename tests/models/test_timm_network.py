@@ -58,6 +58,7 @@ def test_a_preset_has_the_parameters_and_the_embedding_that_it_says(name: str) -
     assert network.image_size == preset.image_size
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_resnet"])
 def test_it_gives_what_timm_gives_for_normalised_and_enlarged_patches(name: str, tmp_path: Path) -> None:
     own = hub_folder(tmp_path / "model", name, mean=[0.7, 0.5, 0.6], std=[0.2, 0.25, 0.3])
@@ -71,6 +72,7 @@ def test_it_gives_what_timm_gives_for_normalised_and_enlarged_patches(name: str,
         torch.testing.assert_close(InferenceNetwork(network)(patches(3)), network(patches(3)), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_weights_come_from_files_with_and_without_a_head_and_from_a_folder(tmp_path: Path) -> None:
     state = hub_folder(tmp_path / "model", "test_vit").state_dict()
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "whole.pth")
@@ -81,6 +83,7 @@ def test_weights_come_from_files_with_and_without_a_head_and_from_a_folder(tmp_p
     assert TimmNetwork("test_vit", f"local-dir:{tmp_path / 'model'}").image_size == 160
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_completed_network_is_built_again_without_its_weights(tmp_path: Path) -> None:
     hub_folder(tmp_path / "model", "test_vit", mean=[0.7, 0.5, 0.6])
     network = TimmNetwork(None, str(tmp_path / "model"), image_size=96, pooling="cls_and_mean").eval()
@@ -93,6 +96,7 @@ def test_a_completed_network_is_built_again_without_its_weights(tmp_path: Path) 
         assert torch.equal(again(patches(2)), network(patches(2)))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_positions_are_resampled_for_another_size(tmp_path: Path) -> None:
     hub_folder(tmp_path / "model", "test_vit")
     network = TimmNetwork(None, str(tmp_path / "model"), image_size=96)
@@ -286,6 +290,7 @@ def test_a_gated_model_without_rights_says_how_to_get_it(monkeypatch: pytest.Mon
         TimmNetwork("uni", "hf-hub:MahmoodLab/UNI")
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_model_of_the_hub_is_taken_from_the_folder_that_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -
     assert len(neighbour_logits(train, valid.matrix, 1000)) == 50
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_few_shot_curve_rises_with_the_patches_and_narrows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_shot, "SHOTS", (5, 100, 1000))
     train, valid = embedded(400), embedded(300, seed=1)

@@ -12,6 +12,7 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.slow  # takes some seconds
 def test_every_config_trains(config: Path, patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
     options = yaml.safe_load(config.read_text())
     weights = ["--model.network.weights", "null"] if "weights" in options["model"]["network"]["init_args"] else []

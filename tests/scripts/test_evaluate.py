@@ -99,6 +99,7 @@ def test_numbers_follow_from_the_predictions_and_thresholds_from_valid(run: Path
     }  # fmt: skip
 
 
+@pytest.mark.slow  # takes some seconds
 def test_slides_are_what_intervals_count_where_they_are_known(tmp_path: Path) -> None:
     write_official_with_meta(tmp_path / "data", noise())
     run = short_run("cnn", tmp_path / "data", tmp_path / "cache", tmp_path / "runs")
@@ -129,6 +130,7 @@ def test_tensorboard_has_a_line_of_its_own_and_the_run_is_left_alone(run: Path) 
     assert auroc.value == pytest.approx(json.loads(first)["metrics"]["auroc"])
 
 
+@pytest.mark.slow  # takes some seconds
 def test_without_being_asked_for_the_test_split_is_not_read(run: Path, tmp_path: Path) -> None:
     root = tmp_path / "patches"
     write_patches(root, {"train": (1, 1), "valid": (6, 7), "test": (1, 1)})

@@ -98,6 +98,7 @@ def test_the_measure_is_that_of_every_patch_of_the_split(
         assert measure["interval"][0] < measure["mean"] < measure["interval"][1]
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_sheet_has_as_many_of_each_class_with_their_labels_and_scores(run: Path, drawn: list[tuple]) -> None:
     main([str(run), "--shown", "6"])
     ((patches, _, scores, labels, ids, title),) = drawn
@@ -130,6 +131,7 @@ def test_runs_are_compared_under_names_that_tell_them_apart(
     assert "chance is 0.1111" in " ".join(said.split())
 
 
+@pytest.mark.slow  # takes some seconds
 def test_runs_on_different_patches_are_not_compared(
     runs: list[Path], cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +144,7 @@ def test_runs_on_different_patches_are_not_compared(
     assert record_of(runs[0])["centre_share"]["tumour"]["patches"] == 4
 
 
+@pytest.mark.slow  # takes some seconds
 def test_without_evidence_anywhere_the_share_is_null(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(run, {"network.head.4.weight": torch.zeros_like})
     main([str(run)])
@@ -155,6 +158,7 @@ def test_without_evidence_anywhere_the_share_is_null(run: Path, capsys: pytest.C
     assert f"none: {tumour} of {tumour}" in said
 
 
+@pytest.mark.slow  # takes some seconds
 def test_any_patches_can_be_drawn(
     run: Path, patch_root: Path, tmp_path: Path, drawn: list[tuple], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +195,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_written(
     assert not (run / "evaluation").exists()
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_mean_score_over_the_symmetries_can_be_explained(run: Path, drawn: list[tuple]) -> None:
     main([str(run), "--tta", "--shown", "4"])
     ((patches, attributions, scores, _, _, title),) = drawn

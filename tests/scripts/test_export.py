@@ -141,6 +141,7 @@ def test_weights_alone_load_into_the_network_that_the_page_names(run: Path, monk
     assert torch.equal(found["scores"], trained.network(patches).sigmoid())
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_card_has_no_choices_that_are_of_other_weights_or_patches(run: Path, evaluated: Path, tmp_path: Path) -> None:
     export([str(run), "--format", "safetensors"])
     assert card_of(run, "safetensors")["chosen_on_valid"] is None
@@ -210,6 +211,7 @@ def test_an_unknown_format_ends_with_2(run: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")  # which is what the extension uses
 @pytest.mark.parametrize("tta", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # takes some seconds
 def test_a_torchscript_model_is_what_qupath_runs(tta: bool, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export([str(run), "--format", "torchscript", *(["--tta"] if tta else [])])
     folder = run / "export" / "torchscript"

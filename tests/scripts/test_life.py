@@ -216,6 +216,7 @@ def test_a_finished_run_has_nothing_to_resume(cnn_run: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("split", [pytest.param("valid", marks=pytest.mark.slow), "test"])
+@pytest.mark.slow  # takes some seconds
 def test_evaluating_writes_metrics_predictions_and_figures(
     split: str, cnn_run: Path, patch_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +244,7 @@ def test_evaluating_writes_metrics_predictions_and_figures(
     assert f"{record['metrics']['auroc']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_last_checkpoint_can_be_evaluated(cnn_run: Path) -> None:
     evaluate([str(cnn_run), "--checkpoint", "last"])
     assert json.loads((cnn_run / "evaluation" / "valid" / "metrics.json").read_text())["step"] == STEPS

@@ -110,6 +110,7 @@ def test_what_is_thrown_away_leaves_the_device(
     assert "Scores of 25 patches: /dev/null" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_command_writes_again_what_it_wrote(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     (place / "scores.errors.csv").unlink()

@@ -49,6 +49,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "cnn" / "version_0"))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_it_is_evaluated_and_predicts(run: Path, patch_root: Path, tmp_path: Path) -> None:
     evaluate([str(run), "--tta"])
     found = pd.read_csv(run / "evaluation" / "valid_tta" / "predictions.csv").set_index("id")["logit"]

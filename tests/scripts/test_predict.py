@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def agrees(path: Path, expected: pd.DataFrame, tolerance: float = 1e-6) -> bool:
     assert found.columns.tolist() == ["logit", "score"]
     np.testing.assert_allclose(found, expected.loc[found.index, ["logit", "score"]], rtol=0, atol=tolerance)
     return len(found) > 0
+
+
+@pytest.mark.slow  # takes some seconds
+def test_scoring_files_imports_neither_lightning_nor_what_only_statistics_need(run: Path, folder: Path) -> None:
+    program = (
+        "import sys; from pcam.commands.predict import main; "
+        f"main({[str(run), '--input', str(folder), '--output', str(folder.parent / 'scores.csv')]}); "
+        "print(*sorted({'lightning', 'torchmetrics', 'scipy.stats', 'matplotlib', 'torch'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "torch"
 
 
 def test_scores_are_those_of_evaluating(run: Path, expected: pd.DataFrame, folder: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def run(probed: RunFolder, tmp_path: Path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(probed.path, tmp_path / "probe_test_resnet" / "version_0")))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_probe_is_a_run_folder_like_any_other(run: RunFolder, words: list[str]) -> None:
     rows = pd.read_csv(run.metrics)
     assert {"step", "train/loss", "val/loss", "val/auroc", "val/balanced_accuracy"} <= set(rows)
@@ -100,6 +101,7 @@ def test_evas_protocol_makes_seeds(words: list[str], tmp_path: Path, monkeypatch
     assert len(with_linear) == 3
 
 
+@pytest.mark.slow  # takes some seconds
 def test_neighbours_and_curves_lie_beside_it(words: list[str], tmp_path: Path) -> None:
     (run,) = probe([*words, "--runs_dir", str(tmp_path), "--neighbours", "5", "--few_shot", "3", "--split", "test"])
     folder = run.path / "evaluation" / "test_embeddings"
@@ -109,6 +111,7 @@ def test_neighbours_and_curves_lie_beside_it(words: list[str], tmp_path: Path) -
     assert (folder / "few_shot.png").stat().st_size > 1000
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_vision_transformer_with_random_weights_is_probed(words: list[str], tmp_path: Path) -> None:
     hub_folder(tmp_path / "vit", "test_vit")
     weights = ["--model.network.weights", str(tmp_path / "vit"), "--model.network.pooling", "cls_and_mean"]

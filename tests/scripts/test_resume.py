@@ -149,6 +149,7 @@ def test_a_finished_run_without_its_best_checkpoint_says_what_can_be_evaluated(
     assert f"evaluate.py {run} --checkpoint last" in said
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_run_that_ended_before_its_first_validation_has_one_way_on(
     patch_root: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow  # takes some seconds
 def test_slides_become_maps_that_others_open(
     run: Path, slides: Path, truth: Path, pixels: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_slides_become_maps_that_others_open(
     assert [one["geometry"] for one in found.to_geojson()["features"]] == [one["geometry"] for one in regions]
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_slide_is_scored_by_a_network_that_is_adapted_to_it_if_there_is_enough_tissue(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +168,7 @@ def test_a_slide_that_cannot_be_read_is_named_and_the_others_are_scored(
     assert not (tmp_path / "out" / "text").exists()
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_signal_leaves_nothing_half_written_and_the_slide_is_gone_on_with(
     run: Path, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -31,6 +31,7 @@ def ended_by(main, args: list[str] | None = None) -> int:
     return ended.value.code
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.parametrize("number", SIGNALS)
 def test_training_stops_with_a_checkpoint_and_resumes(
     number: int, patch_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

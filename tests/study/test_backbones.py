@@ -40,6 +40,7 @@ def test_a_probe_is_run_by_its_own_options_and_weights(tmp_path: Path) -> None:
     assert words.index("--model.network") < words.index("--model.network.weights")
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_report_shows_what_backbones_cost_and_learn_from_few_patches(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     for arm, signal in {"good": 1.0, "same": 1.0, "poor": 0.4}.items():

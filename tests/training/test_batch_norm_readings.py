@@ -53,6 +53,7 @@ def train(
     return classifier, trainer, data
 
 
+@pytest.mark.slow  # takes some seconds
 def test_training_is_bit_identical_with_and_without_it(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
     first, without, _ = train(patch_root, cache_dir, tmp_path / "without.csv")
     second, with_it, _ = train(patch_root, cache_dir, tmp_path / "with.csv", BatchNormReadings(patches=16))
@@ -85,6 +86,7 @@ def test_each_reading_is_what_a_training_with_that_momentum_gives(
     assert len(rows) == 4
 
 
+@pytest.mark.slow  # takes some seconds
 def test_the_reestimated_reading_is_that_of_reestimated_statistics(
     patch_root: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_resumed_training_keeps_its_readings(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
     whole, rest = BatchNormReadings(patches=16), BatchNormReadings(patches=16)
     path = tmp_path / "half.ckpt"

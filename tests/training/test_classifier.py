@@ -33,6 +33,7 @@ def test_metrics_are_exact_over_the_whole_split(patch_root: Path, cache_dir: Pat
     assert not any(name.startswith("val_shifted") for name in found)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_shifted_stains_are_measured_beside_the_split_as_it_is(patch_root: Path, cache_dir: Path) -> None:
     torch.manual_seed(0)
     classifier = PatchClassifier(BaselineCNN(), torch.optim.SGD)

@@ -56,6 +56,7 @@ def test_statistics_are_those_of_enlarged_training_patches_and_training_is_as_wi
     assert classifier.compute_validation_metrics()["val/loss"] == trainer.callback_metrics["val/loss"]
 
 
+@pytest.mark.slow  # takes some seconds
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 def test_a_frozen_network_keeps_imagenets_statistics(patch_root: Path, cache_dir: Path) -> None:
     classifier, _, _ = train(patch_root, cache_dir, enlarged_sizes=[128], freeze=True)
@@ -104,6 +105,7 @@ class Enlarging(torch.nn.Module):
         return torch.stack([view.mean(dim=(1, 2, 3)) for view in views]).mean(dim=0)
 
 
+@pytest.mark.slow  # takes some seconds
 def test_a_network_of_ones_own_may_evaluate_enlarged_patches(patch_root: Path, cache_dir: Path) -> None:
     network = Enlarging()
     trainer = Trainer(
