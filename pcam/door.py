@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn, Protocol, get_args, get_origin
 import docstring_parser
 from jsonargparse import ArgumentParser
 
+from pcam import wrong_values
 from pcam.errors import REFUSALS, SIGNALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
@@ -206,7 +207,7 @@ class Parser(ArgumentParser):
             said = f"Expected options of {program()}, but found {unknown[1]}; {advice}."
         elif missing:
             said = f"Expected {missing[1]}, without which {program()} cannot run, but found none; --help explains it."
-        leave(said, 2)
+        leave(wrong_values.sentence(said) or said, 2)
 
     def add_function(
         self,

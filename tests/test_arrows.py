@@ -11,7 +11,7 @@ import pcam
 PACKAGE = Path(pcam.__file__).parent
 
 LAYERS = [
-    ["errors", "messages", "options", "memory", "terminal"],
+    ["errors", "messages", "options", "memory", "terminal", "wrong_values"],
     ["atomic", "patches", "extras", "checkpoint_file", "device"],
     ["shipped", "run_options", "outputs", "yaml_files", "published", "optical_density"],
     ["run_folder"],

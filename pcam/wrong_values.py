@@ -1,0 +1,97 @@
+"""Sentences about options with wrong values, in the place of those of jsonargparse and argparse."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+_KINDS: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "Path": "a path",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "options by their names",
+    "NoneType": "null",
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number of at least 0",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number of at least 0",
+    "ClosedUnitInterval": "a number from 0 to 1",
+    "OpenUnitInterval": "a number between 0 and 1",
+}
+
+
+def sentence(message: str) -> str | None:
+    """Say what value an option takes and what was found.
+
+    Args:
+        message: What jsonargparse 4.53 or argparse says, in one line.
+
+    Returns:
+        The sentence; None where the message is of another kind.
+    """
+    without = re.fullmatch(r"argument (\S+): ignored explicit argument '(.*)'", message)
+    if without:
+        return f"Expected {without[1]} without a value, but found {without[2]}; leave the value out."
+    alone = re.fullmatch(r"argument (\S+): expected (?:one argument|at least one argument|\d+ arguments?)", message)
+    if alone:
+        return f"Expected a value after {alone[1]}, but found none; --help explains it."
+    foreign = re.search(r"Option '([^']+)' is not accepted$", message)
+    if foreign:
+        return f"Expected an option that its class takes, but found {foreign[1]}; --help shows those that there are."
+    keyed = re.fullmatch(r'Parser key "([^"]+)": (.+)', message)
+    found = keyed and (_one_of_several(keyed[2]) or _of_a_kind(keyed[2]) or _restricted(keyed[2]))
+    if not keyed or not found:
+        return None
+    expected, value = found
+    return f"Expected {keyed[1]} to be {expected}, but found {value}; --help explains it."
+
+
+def _one_of_several(message: str) -> tuple[str, str] | None:
+    found = re.search(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* "
+        r"Given value type: \S+ \S+ Given value: (.*)$",
+        message,
+    )
+    if not found:
+        return None
+    kinds = re.split(r", (?![^\[]*\])", found[1])  # at commas that are in no brackets
+    return _either(word for kind in kinds for word in _in_words(kind)), found[2]
+
+
+def _of_a_kind(message: str) -> tuple[str, str] | None:
+    found = re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", message)
+    return (_either(_in_words(found[1])), found[2]) if found else None
+
+
+def _restricted(message: str) -> tuple[str, str] | None:
+    unlike = re.fullmatch(
+        r"Not of type \w+: (?:invalid literal for int\(\) with base 10|could not convert string to (float)): '(.*)'",
+        message,
+    )
+    if unlike:
+        return ("a number" if unlike[1] else "a whole number"), unlike[2]
+    beyond = re.fullmatch(r"Not of type \w+: (\S+) does not conform to restriction (.*)", message)
+    if not beyond:
+        return None
+    bounds = re.sub(r"v>=(\S+)", r"at least \1", beyond[2])
+    bounds = re.sub(r"v<=(\S+)", r"at most \1", bounds)
+    return re.sub(r"v<(\S+)", r"below \1", re.sub(r"v>(\S+)", r"above \1", bounds)), beyond[1]
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _in_words(kind: str) -> list[str]:
+    """Say what a type takes: each choice, or one description."""
+    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+    if choices:
+        return [choice.strip("'\"") for choice in choices[1].split(", ")]
+    if kind == "list[int]":
+        return ["a list such as [128]"]
+    name = re.sub(r"\[.*", "", kind.removeprefix("<class '").removesuffix("'>")).rpartition(".")[2]
+    return [_KINDS.get(name, name)]
