@@ -18,6 +18,7 @@ from pcam.memory import keep_freed_memory
 from pcam.models import MobileNetV2, TimmNetwork
 from pcam.models.batch_norm import has_learning_layers, reestimate_batch_norm
 from pcam.models.embedding import Embedder
+from pcam.models.inference import InferenceNetwork
 from pcam.options import Dtype, Precision
 from pcam.probe.linear import ROWS, fit_lbfgs
 from pcam.probe.store import EmbeddedSplit, Embedding
@@ -76,22 +77,23 @@ def embed_ours(work: EmbeddingWork, stopwatch: Stopwatch) -> None:
         if number:
             stopwatch.start()
         embedded = embedding.open("valid")
+        for path in embedded.path.parent.glob(f"{embedded.path.stem}.*"):
+            path.unlink()  # within the turn, as nothing is done after the last
         if number:
             stopwatch.stop(len(embedded.labels), processor_seconds=process_time() - began)
-        for path in embedded.path.parent.glob(f"{embedded.path.stem}.*"):
-            path.unlink()
 
 
-def embed_ceiling(work: EmbeddingWork, stopwatch: Stopwatch) -> None:
+def embed_resident(work: EmbeddingWork, engine: bool, stopwatch: Stopwatch) -> None:
     """Compute the same embeddings of patches that lie in the device's memory, and keep none: the machine's limit.
 
     Args:
         work: What is to be embedded.
+        engine: Whether OpenVINO may compute, as it does for `embed`; else PyTorch does.
         stopwatch: Measures each turn.
     """
     keep_freed_memory()
     device = find_device()
-    embedder = Embedder(work.network(), precision=work.precision).to(device)
+    embedder = InferenceNetwork(Embedder(work.network()), work.precision, engine=engine, device=device)
     batches = [batch.patches.to(device) for batch in work.data().loader("valid")]
     for number in range(work.rounds + 1):  # the first does not count
         began = process_time()

@@ -80,6 +80,7 @@ class Stopwatch:
         seconds = time.perf_counter() - self._start
         device_bytes = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
         self._connection.send(Turn(patches, seconds, self._memory.finish(), device_bytes, facts))
+        self._connection.recv()  # after the last turn for ever: what a process does to end would disturb the others
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
@@ -163,6 +164,7 @@ def race(
                 assert isinstance(turn, Turn)
                 turns[name].append(turn)
                 if number < rounds - 1:
+                    _send(connection, name, "on")
                     _receive(connection, name)
     return turns
 

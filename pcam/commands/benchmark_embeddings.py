@@ -2,6 +2,7 @@
 
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ def benchmark_embed(
     """Measure how fast the valid split is embedded, on whatever device there is.
 
     Compares the command embed, from the packed store to a file that is whole, with the ceiling: its network on patches
-    that lie in the device's memory. Weights are random ones; each round is the whole split. Processor seconds are
-    for a machine that others use too.
+    that lie in the device's memory; and on a CPU where OpenVINO computes, with the ceiling of PyTorch too. Weights are
+    random ones; each round is the whole split. Processor seconds are for a machine that others use too.
 
     Args:
         data: The patches that are measured on.
@@ -42,7 +43,7 @@ def benchmark_embed(
     Raises:
         UserError: If MobileNetV2 is to see another size than 96 pixels.
     """
-    from pcam.benchmark.embeddings import EmbeddingWork, embed_ceiling, embed_ours
+    from pcam.benchmark.embeddings import EmbeddingWork, embed_ours, embed_resident
     from pcam.benchmark.patches import open_patches
     from pcam.benchmark.race import race
     from pcam.benchmark.results import report_race
@@ -55,8 +56,10 @@ def benchmark_embed(
         work = EmbeddingWork(found.root, found.cache_dir, name, image_size, batch_size, precision, rounds)
         contestants: dict[str, Contestant] = {
             "ours": partial(embed_ours, work),
-            "ceiling": partial(embed_ceiling, work),
+            "ceiling": partial(embed_resident, work, True),
         }
+        if find_device().type == "cpu" and find_spec("openvino") is not None and precision == "32-true":
+            contestants["ceiling, PyTorch"] = partial(embed_resident, work, False)
         turns = race(contestants, rounds, find_device(), folder)
     report_race(f"Embeddings of {name or 'MobileNetV2'}, batches of {batch_size}", turns, output)
 

@@ -253,7 +253,7 @@ def test_embedding_is_compared_with_its_network_and_leaves_nothing_behind(
         tmp_path / "figures.json", "embed", "--data.root", patch_root, "--data.cache_dir", cache_dir,
         "--batch_size", "8", "--rounds", "2", "--name", "test_efficientnet", "--image_size", "96",
     )  # fmt: skip
-    assert list(rows) == ["ours", "ceiling"]
+    assert list(rows) == ["ours", "ceiling", "ceiling, PyTorch"]
     for row in rows.values():
         assert [turn["patches"] for turn in row["rounds"]] == [sum(COUNTS["valid"])] * 2
     assert set(cache_dir.rglob("embeddings/*")) == before
@@ -327,6 +327,29 @@ def end_between_turns(stopwatch: Stopwatch) -> None:
     stopwatch.stop(1)
     stopwatch._connection.send("ready")
     os._exit(9)
+
+
+def end_noisily(noise: Path, stopwatch: Stopwatch) -> None:
+    stopwatch.start()
+    stopwatch.stop(1)
+    noise.touch()
+
+
+@pytest.mark.slow  # starts two processes
+def test_a_contestant_that_has_taken_its_turns_does_nothing_while_others_take_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the processes find this module
+    contestants = {"one": partial(end_noisily, tmp_path / "noise"), "two": take_a_turn}
+    turns = race(contestants, 1, torch.device("cpu"), tmp_path)
+    assert [len(of_one) for of_one in turns.values()] == [1, 1]
+    assert not (tmp_path / "noise").exists()
+
+
+def take_a_turn(stopwatch: Stopwatch) -> None:
+    stopwatch.start()
+    time.sleep(1)  # the other contestant would end meanwhile
+    stopwatch.stop(1)
 
 
 def take_two_turns(stopwatch: Stopwatch) -> None:
