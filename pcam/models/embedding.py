@@ -1,7 +1,6 @@
 """Networks that make an embedding of a patch before their last, linear unit; what probes and `pcam embed` stand on."""
 
 import hashlib
-from copy import deepcopy
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from pcam.errors import UserError
 from pcam.models.enlarged import enlarged_part
 from pcam.models.symmetry import symmetries
-from pcam.options import Precision
 from pcam.patches import Embeddings, Patches
 
 
@@ -55,24 +53,27 @@ def embedding_network(network: nn.Module) -> tuple[EmbeddingNetwork, nn.Linear]:
 
 
 class Embedder(nn.Module):
-    """A copy of a network for embedding alone, without gradients and in evaluation mode.
+    """A network without its last, linear unit, in evaluation.
 
     Args:
-        network: A network that makes embeddings; left as it is.
+        network: A network that makes embeddings.
         tta: Whether an embedding is the mean over the eight symmetries of the square (test-time augmentation).
-        precision: "32-true", or "bf16-mixed": matrix products and convolutions in bfloat16.
+
+    Attributes:
+        views: Views that are made of each patch.
+
+    Raises:
+        UserError: If the network makes no embeddings.
     """
 
-    def __init__(self, network: nn.Module, *, tta: bool = False, precision: Precision = "32-true") -> None:
+    def __init__(self, network: nn.Module, *, tta: bool = False) -> None:
         super().__init__()
         embedding_network(network)
-        self.network = deepcopy(network).float().eval().requires_grad_(False)
-        self.tta = tta
-        self.precision = precision
+        self.network = network
+        self.views = 8 if tta else 1
 
-    @torch.no_grad()
     def forward(self, patches: Patches) -> Embeddings:
-        """Compute embeddings.
+        """Compute embeddings; all views go through the network at once.
 
         Args:
             patches: Shape (batch, 3, 96, 96), values 0..255.
@@ -80,11 +81,9 @@ class Embedder(nn.Module):
         Returns:
             Shape (batch, features), float32.
         """
-        views = symmetries(patches) if self.tta else [patches]
-        with torch.autocast(patches.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            found = [embedding_network(self.network)[0].embed(view).float() for view in views]
-        embeddings: Tensor = torch.stack(found).mean(dim=0)
-        return embeddings
+        views = torch.cat(symmetries(patches)) if self.views > 1 else patches
+        found: Tensor = self.network.embed(views).float()  # type: ignore[operator]  # as an EmbeddingNetwork does
+        return found.reshape(self.views, patches.shape[0], -1).mean(dim=0)
 
 
 def backbone_fingerprint(network: nn.Module) -> str:

@@ -9,25 +9,26 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # torch 2.15 does not say that it has it
 
 from pcam.messages import inform
-from pcam.patches import PATCH_SIZE, Logits, Patches
+from pcam.patches import PATCH_SIZE, Embeddings, Logits, Patches
 
 PASS_VIEWS: Final = 8
 """Views of patches that one thread computes at once. A pass of so few stays in the processor's caches, and it is just
 one patch in its eight symmetries. Measured in docs/performance.md."""
 
 ALLOWED_DIFFERENCE: Final = 1e-5
-"""The largest difference of a score from PyTorch's that is allowed; rounding in float32 makes it about 1e-6."""
+"""The largest difference from PyTorch that is allowed: of a score, or of an embedding relative to its largest number.
+Rounding in float32 makes it about 1e-6."""
 
 
 class Engine:
     """A network that OpenVINO has compiled; passes of a few patches run side by side, one on each of PyTorch's threads.
 
     Args:
-        model: The network in OpenVINO's form, for a fixed number of patches: float32 in, logits out.
+        model: The network in OpenVINO's form, for a fixed number of patches: float32 in, logits or embeddings out.
     """
 
     def __init__(self, model: Any) -> None:
@@ -44,14 +45,14 @@ class Engine:
     def _keep(self, request: Any, number: int) -> None:
         self._found[number] = request.get_output_tensor().data.copy()
 
-    def __call__(self, patches: Patches) -> Logits:
-        """Compute logits.
+    def __call__(self, patches: Patches) -> Logits | Embeddings:
+        """Compute logits or embeddings.
 
         Args:
-            patches: Any number of patches of 96x96, on the CPU.
+            patches: At least one patch of 96x96, on the CPU.
 
         Returns:
-            Shape (batch,), float32.
+            Shape (batch,) or (batch, features), float32.
         """
         passes = -(-len(patches) // self._shape[0])
         padded = torch.zeros(passes * self._shape[0], *self._shape[1:])
@@ -59,15 +60,15 @@ class Engine:
         for number, part in enumerate(padded.numpy().reshape(passes, *self._shape)):
             self._queue.start_async([part], number, share_inputs=True)
         self._queue.wait_all()
-        logits = [self._found.pop(number) for number in range(passes)]
-        return torch.from_numpy(np.concatenate(logits)[: len(patches)]) if logits else torch.empty(0)
+        found = [self._found.pop(number) for number in range(passes)]
+        return torch.from_numpy(np.concatenate(found)[: len(patches)]) if found else torch.empty(0)
 
 
 def compiled(network: nn.Module, views: int) -> Engine | None:
     """Make the engine of a network, and check its scores against PyTorch's.
 
     Args:
-        network: Patches in, logits out; on the CPU, in float32, in evaluation mode, without gradients.
+        network: Patches in, logits or embeddings out; on the CPU, in float32, in evaluation mode, without gradients.
         views: Views that the network makes of each patch.
 
     Returns:
@@ -80,8 +81,7 @@ def compiled(network: nn.Module, views: int) -> Engine | None:
     patches = torch.randint(0, 256, (size, 3, PATCH_SIZE, PATCH_SIZE), generator=generator).float()
     try:
         engine = Engine(_converted(network, patches))
-        others = 255 - patches
-        difference = float((engine(others).sigmoid() - network(others).sigmoid()).abs().max())
+        difference = _difference(engine(255 - patches), network(255 - patches))
         why = "" if difference <= ALLOWED_DIFFERENCE else f"its scores differ by {difference:.1e}"
     except Exception as error:  # whatever a network of the user's own, or OpenVINO for it, raises
         why = " ".join(str(error.__cause__ or error).split())[:200]
@@ -89,6 +89,13 @@ def compiled(network: nn.Module, views: int) -> Engine | None:
         return engine
     inform(f"{type(network).__name__} is evaluated in PyTorch, as OpenVINO cannot compute it ({why}).")
     return None
+
+
+def _difference(found: Logits | Embeddings, expected: Logits | Embeddings) -> float:
+    """The largest difference between scores, or between embeddings in units of their largest number."""
+    if expected.ndim == 1:
+        return float((found.sigmoid() - expected.sigmoid()).abs().max())
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def _converted(network: nn.Module, patches: Patches) -> Any:
@@ -99,10 +106,10 @@ def _converted(network: nn.Module, patches: Patches) -> Any:
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: PLC0415
 
-    def function(patches: Patches) -> Logits:
+    def function(patches: Patches) -> Tensor:
         """Call the network: to follow a module itself, PyTorch translates all its parts first, which takes a second."""
-        logits: Logits = network(patches)
-        return logits
+        found: Tensor = network(patches)
+        return found
 
     with warnings.catch_warnings():
         # PyTorch 2.15 deprecates what OpenVINO 2026.4 takes; what torch.export gives takes it three times as long.

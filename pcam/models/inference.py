@@ -12,7 +12,7 @@ from pcam.models.engine import compiled
 from pcam.models.enlarged import at_sizes
 from pcam.models.symmetry import SymmetryAverage
 from pcam.options import Adaptation, Precision
-from pcam.patches import Logits, Patches
+from pcam.patches import Embeddings, Logits, Patches
 
 CPU_VIEWS: Final = 64
 """Views of patches that PyTorch computes at once on a CPU, at most, where each patch has several."""
@@ -91,18 +91,26 @@ class InferenceNetwork:
     rounding.
 
     Args:
-        network: Patches in, logits out; left as it is.
+        network: Patches in, logits or embeddings out; left as it is.
         precision: What convolutions compute in: float32, or bfloat16, which leaves logits two to three digits.
         engine: Whether OpenVINO may compute. Making it ready takes a second, which few patches do not bring back.
+        device: Where the copy computes; null is where the network is.
 
     Attributes:
         network: The copy.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision = "32-true", *, engine: bool = True) -> None:
-        self.network = deepcopy(network).float().eval().requires_grad_(False)
+    def __init__(
+        self,
+        network: nn.Module,
+        precision: Precision = "32-true",
+        *,
+        engine: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
+        self.network = deepcopy(network).to(device).float().eval().requires_grad_(False)
         self._dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-        self._views = 8 if isinstance(network, SymmetryAverage) else 1
+        self._views: int = getattr(network, "views", 1)
         on_cpu = all(tensor.device.type == "cpu" for tensor in self.network.state_dict().values())
         self._engine = compiled(self.network, self._views) if engine and on_cpu and precision == "32-true" else None
 
@@ -112,14 +120,14 @@ class InferenceNetwork:
         return f"PyTorch {torch.__version__}" if self._engine is None else self._engine.name
 
     @torch.no_grad()
-    def __call__(self, patches: Patches) -> Logits:
-        """Compute logits.
+    def __call__(self, patches: Patches) -> Logits | Embeddings:
+        """Compute what the network computes.
 
         Args:
             patches: As the network takes them.
 
         Returns:
-            Shape (batch,), float32.
+            Logits of shape (batch,) or embeddings of shape (batch, features), float32.
         """
         if self._engine is not None:
             return self._engine(patches)

@@ -19,6 +19,9 @@ class SymmetryAverage(nn.Module):
         network: Patches in, logits out.
     """
 
+    views = 8
+    """Views that are made of each patch."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network

@@ -22,6 +22,7 @@ from pcam.data.locks import only_one
 from pcam.errors import NO_ROOM, UserError
 from pcam.messages import inform
 from pcam.models.embedding import Embedder, backbone_fingerprint
+from pcam.models.inference import InferenceNetwork
 from pcam.options import Dtype, Precision, SplitName
 
 BLOCK: Final = 4096
@@ -79,7 +80,7 @@ class Embedding:
         self.device = device
         self.dtype: Dtype = dtype
         self._facts = {"backbone": backbone_fingerprint(network), "dtype": dtype, "tta": tta, "precision": precision}
-        self._embedder = Embedder(network, tta=tta, precision=precision)
+        self._embedder = InferenceNetwork(Embedder(network, tta=tta), precision, device=device)
 
     def path(self, split: SplitName) -> Path:
         """The file of a split's embeddings, whether it is there or not."""
@@ -156,18 +157,20 @@ class Embedding:
                     _write_json(note, {"patches": done})
                     safe = done
         seconds = time.monotonic() - started
-        _write_json(path.with_suffix(".json"), {**self._facts, "seconds": seconds, "computed": count - start})
+        _write_json(
+            path.with_suffix(".json"),
+            {**self._facts, "engine": self._embedder.name, "seconds": seconds, "computed": count - start},
+        )
         with atomic_path(path) as temporary:
             partial.rename(temporary)
         note.unlink(missing_ok=True)
 
     def _batches(self, loader: Any) -> Iterator[torch.Tensor]:
         """Embed batch after batch; the device computes one while the result of the last is copied."""
-        embedder = self._embedder.to(self.device)
         last: torch.Tensor | None = None
         with torch.inference_mode():
             for batch in loader:
-                embedded = embedder(batch.patches.to(self.device, non_blocking=True))
+                embedded = self._embedder(batch.patches.to(self.device, non_blocking=True))
                 if last is not None:
                     yield last.cpu()
                 last = embedded

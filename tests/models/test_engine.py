@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from pcam.models import BaselineCNN, MobileNetV2, TimmNetwork, engine
+from pcam.models.embedding import Embedder
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
+from pcam.models.symmetry import symmetries
 from tests.models.test_networks import patches, trained
 
 NETWORKS = {
@@ -34,6 +36,21 @@ def test_scores_are_those_of_pytorch_for_any_number_of_patches(kind: str, tta: b
     for count in (0, 1, 8):
         assert torch.equal(fast(patches(9)[:count]), logits[:count])
     assert torch.equal(fast(patches(9).float().contiguous(memory_format=torch.channels_last)), logits)
+
+
+@pytest.mark.slow  # takes some seconds
+@pytest.mark.parametrize("tta", [False, True])
+def test_embeddings_are_those_of_pytorch(tta: bool) -> None:
+    torch.manual_seed(0)
+    network = trained(MobileNetV2(weights=None, dropout=0.0)).eval()
+    fast = InferenceNetwork(Embedder(network, tta=tta))
+    assert fast.name == f"OpenVINO {version('openvino')}"
+    with torch.no_grad():
+        views = symmetries(patches(9)) if tta else [patches(9)]
+        expected = torch.stack([network.embed(view) for view in views]).mean(dim=0)
+    assert expected.shape == (9, 1280)
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(fast(patches(9)), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 class Deciding(nn.Module):
