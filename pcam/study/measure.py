@@ -47,7 +47,7 @@ def measure_run(
     trained = TrainedRun.load(folder.path, "last", root=root)
     # First: the readings of batch norm leave their statistics in the network.
     shifted = trained.predict(split, shifted=True) if trained.data.stain_shifts else None
-    if arm["options"]["batch_norm_readings"]:
+    if arm["options"].get("batch_norm_readings", False):  # a probe has none
         readings = _read_batch_norm(trained, split)
     else:
         readings = {TRAINED_READING: trained.predict(split)}
