@@ -169,6 +169,33 @@ def test_readings_are_measured_where_there_is_batch_norm(plan: Path, patch_root:
         assert record["readings"][reading]["loss"] == pytest.approx(last[f"val/loss_{reading}"], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_probe_and_a_training_are_measured_alike(
+    plan: Path, patch_root: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    contents = yaml.safe_load(plan.read_text())
+    probe = {"model.network": "pcam.models.MobileNetV2", "model.network.weights": None, "model.network.dropout": 0.0}
+    contents["arms"] = {
+        "plain": contents["arms"]["plain"],
+        "probed": {
+            "label": "probed", "command": "probe",
+            "overrides": probe | {"few_shot": 3, "data.cache_dir": str(cache_dir)},
+        },
+    }  # fmt: skip
+    contents["questions"][0]["other"] = "probed"
+    contents["published"] = {}
+    plan.write_text(yaml.safe_dump(contents, sort_keys=False))
+    study(words(plan, patch_root, tmp_path / "study"))
+    records = [
+        json.loads((tmp_path / "study" / "results" / f"{arm}_seed_1" / "record.json").read_text())
+        for arm in ("plain", "probed")
+    ]
+    assert [list(record["readings"]) for record in records] == [["momentum_0.1"], ["momentum_0.1"]]
+    assert records[0]["data_fingerprint"] == records[1]["data_fingerprint"]
+    assert records[1]["few_shot"]
+    assert "| probed |" in (tmp_path / "study" / "report" / "report.md").read_text()
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_closed_terminal_stops_a_study_unless_nohup_says_not_to(ignored: bool) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
