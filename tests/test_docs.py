@@ -43,6 +43,7 @@ ELSEWHERE = {
     "--model.network.width": "the network that docs/extending.md defines",
     "--address": "ray start",
     "--array": "SLURM",
+    "--commands": "tests/scripts/signals.py",
     "--cpus-per-task": "SLURM",
     "--head": "ray start",
     "--master-addr": "torchrun",
@@ -51,6 +52,7 @@ ELSEWHERE = {
     "--nproc-per-node": "torchrun",
     "--seed": "tests/scripts/soak.py",
     "--signal": "SLURM",
+    "--signals": "tests/scripts/signals.py",
     "--time": "SLURM",
 }
 """Options that pages speak of and no command has, and what has them."""
