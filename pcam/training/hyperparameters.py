@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
+from pcam.errors import UserError
 from pcam.options import MONITORS, Monitor
 from pcam.run_folder import RunFolder
 
@@ -41,7 +42,18 @@ class Hyperparameters(Callback):
         return self.best
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Take up the metrics of the best validation so far; not if its checkpoint has been removed."""
+        """Take up the metrics of the best validation so far; not if its checkpoint has been removed.
+
+        Raises:
+            UserError: If a metric is missing.
+        """
+        missing = [name for name in (*MONITORS, "step") if state_dict and name not in state_dict]
+        if missing:
+            raise UserError(
+                f"Expected {', '.join(missing)} among the metrics of the best validation in the checkpoint of "
+                f"{self.run.path}, but found {', '.join(map(str, state_dict))}; bring back the file that training "
+                f"wrote."
+            )
         self.best = state_dict if (self.run.checkpoints / "best.ckpt").is_file() else {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from pcam.checkpoint_file import load_checkpoint
@@ -38,12 +39,43 @@ def check_whole(path: Path, classifier: PatchClassifier, trainer: Trainer, callb
         "callbacks": {key: state for key, state in states.items() if state},
         "loops": {"fit_loop": trainer.fit_loop.state_dict()},
     }
-    fault = _fault(contents, expected, "") or _state_fault(contents["optimizer_states"][0]["state"])
+    fault = (
+        _version_fault(contents)
+        or _fault(contents, expected, "")
+        or _state_fault(contents["optimizer_states"][0]["state"])
+        or _grown_fault({key: contents["callbacks"].get(key, {}) for key in states}, states, "callbacks.")
+    )
     if fault is not None:
         raise UserError(
             f"Expected a checkpoint with the whole state of training in {path}, but {fault}; bring back the file that "
             f"training wrote."
         )
+
+
+def _version_fault(contents: Mapping[str, object]) -> str | None:
+    """Name what is there instead of the version of Lightning, by which Lightning decides how to read the rest."""
+    key = "pytorch-lightning_version"
+    if key not in contents:
+        return f"it lacks {key}"
+    try:
+        return None if Version(str(contents[key])).major >= 2 else f"its {key} is {contents[key]}, below 2"
+    except InvalidVersion:
+        return _not_a("version", contents[key], f"{key}.")
+
+
+def _grown_fault(found: object, expected: object, place: str) -> str | None:
+    """Name the first part that is no number or tensor, of those that callbacks have only after some training."""
+    if isinstance(expected, Mapping) and expected and isinstance(found, Mapping):
+        faults = (_grown_fault(found.get(key), value, f"{place}{key}.") for key, value in expected.items())
+        return next((fault for fault in faults if fault), None)
+    if isinstance(expected, Mapping) and not expected:
+        if not isinstance(found, Mapping):
+            return _not_a("mapping", found, place)
+        bad = [name for name, value in found.items() if not isinstance(value, Mapping | int | float | Tensor)]
+        return _not_a("number or tensor", found[bad[0]], f"{place}{bad[0]}.") if bad else None
+    if expected is None and not isinstance(found, int | float | Tensor | None):
+        return _not_a("number or tensor", found, place)
+    return None
 
 
 def _fault(found: object, expected: object, place: str) -> str | None:

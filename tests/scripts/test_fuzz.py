@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pcam.commands.export import main as export
@@ -128,6 +128,9 @@ DAMAGES: dict[str, Callable[[str, bytes, object, random.Random], bytes]] = {
 @pytest.mark.filterwarnings("ignore")  # a warning is no traceback
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(name=st.sampled_from(FILES), damage=st.sampled_from(sorted(DAMAGES)), value=PLAIN, seed=st.integers(0, 2**32))
+@example(name="checkpoints/last.ckpt", damage="part", value=[], seed=643034)  # a metric of the best validation
+@example(name="checkpoints/last.ckpt", damage="part", value=None, seed=7071)  # Lightning's version
+@example(name="checkpoints/last.ckpt", damage="part", value="", seed=191)  # the same
 def test_a_damaged_file_of_a_run_is_used_or_refused_in_a_sentence(
     name: str, damage: str, value: object, seed: int, finished: Path, patch_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
