@@ -3,6 +3,8 @@
 import os
 import shutil
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from pcam.cli import PCamCLI
 from pcam.errors import UserError
 from pcam.messages import inform
@@ -32,7 +34,13 @@ def fit(cli: PCamCLI) -> None:
         _warn_of_precision(cli)
         if cli.config.compile:
             _compile(cli)
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:  # what Lightning sees only when it has the data
+            raise UserError(
+                f"Expected options that Lightning can train with, but it refuses one "
+                f"({' '.join(str(error).split()).rstrip('.')}); correct it."
+            ) from error
         if cli.trainer.global_step == 0:
             raise UserError(
                 "Expected training to take at least one step, but its options end it before the first; raise "

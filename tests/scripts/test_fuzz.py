@@ -54,6 +54,7 @@ VALUES = st.one_of(
 @pytest.mark.filterwarnings("ignore")  # a warning is no traceback
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(option=st.sampled_from(OPTIONS), value=VALUES)
+@example(option="trainer.limit_val_batches", value="0.125")  # of four batches
 def test_an_option_with_any_value_trains_or_is_refused_and_then_leaves_no_run(
     option: str, value: str, patch_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
