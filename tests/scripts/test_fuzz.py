@@ -132,6 +132,7 @@ DAMAGES: dict[str, Callable[[str, bytes, object, random.Random], bytes]] = {
 @example(name="checkpoints/last.ckpt", damage="part", value=[], seed=643034)  # a metric of the best validation
 @example(name="checkpoints/last.ckpt", damage="part", value=None, seed=7071)  # Lightning's version
 @example(name="checkpoints/last.ckpt", damage="part", value="", seed=191)  # the same
+@example(name="config.yaml", damage="part", value=None, seed=0)  # the number of steps
 def test_a_damaged_file_of_a_run_is_used_or_refused_in_a_sentence(
     name: str, damage: str, value: object, seed: int, finished: Path, patch_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -140,9 +141,10 @@ def test_a_damaged_file_of_a_run_is_used_or_refused_in_a_sentence(
     run = Path(shutil.copytree(finished, folder / "cnn" / "version_0"))
     path = run / name
     path.write_bytes(DAMAGES[damage](name, path.read_bytes(), value, random.Random(seed)))
-    steps = [] if name == "config.yaml" else ["--trainer.max_steps", "7"]  # else it says how many there are
+    # The config says how many steps there are, which may be any number now, or none.
+    end = ["--trainer.max_time", "00:00:00:05"] if name == "config.yaml" else ["--trainer.max_steps", "7"]
     scores = ["--input", str(patch_root / "test"), "--output", str(folder / "scores.csv")]
     assert exit_code(predict, [str(run), *scores]) in (0, 1, 2)
     assert exit_code(export, [str(run), "--format", "safetensors"]) in (0, 1, 2)
-    assert exit_code(train, ["--resume", str(run), *steps]) in (0, 1, 2)
+    assert exit_code(train, ["--resume", str(run), *end]) in (0, 1, 2)
     shutil.rmtree(folder)
