@@ -1,6 +1,7 @@
 """From the files of a run to its network and its data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,15 +66,12 @@ def build_network(config: Mapping[str, Any], path: Path) -> nn.Module:
     """
     parser = _ConfigParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network", required=True)
-    try:
+    with _refusing(path), torch.random.fork_rng(devices=[]):  # building a network draws its first weights
         given = dict(config["model"].get("network") or {})
         # The checkpoint holds all weights: nothing is downloaded again.
         options = dict(given.get("init_args") or {})
         given["init_args"] = options | ({"weights": None} if "weights" in options else {})
-        with torch.random.fork_rng(devices=[]):  # building a network draws its first weights
-            network: nn.Module = _instantiate(parser, {"network": given}, path).network
-    except (TypeError, ValueError) as error:
-        raise _refused(path, error) from error
+        network: nn.Module = _instantiated(parser, {"network": given}).network
     return network
 
 
@@ -95,24 +93,27 @@ def build_data(config: Mapping[str, Any], path: Path) -> "PCamDataModule":
     parser = _ConfigParser(exit_on_error=False)
     parser.add_class_arguments(PCamDataModule, "data")
     options = config["data"] | {"seed": config.get("seed_everything", 1)}
-    data: PCamDataModule = _instantiate(parser, {"data": options}, path).data
+    with _refusing(path):
+        data: PCamDataModule = _instantiated(parser, {"data": options}).data
     return data
 
 
-def _instantiate(parser: ArgumentParser, options: Mapping[str, Any], path: Path) -> Namespace:
-    try:
-        # The parser changes what it is given.
-        built: Namespace = parser.instantiate(parser.parse_object(deepcopy(dict(options))))
-    except (ArgumentError, ConfigError, ImportError, AttributeError, TypeError, ValueError) as error:
-        raise _refused(path, error) from error
+def _instantiated(parser: ArgumentParser, options: Mapping[str, Any]) -> Namespace:
+    # The parser changes what it is given.
+    built: Namespace = parser.instantiate(parser.parse_object(deepcopy(dict(options))))
     return built
 
 
-def _refused(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"Expected the config of a run in {path}, but found an option that cannot be used "
-        f"({' '.join(str(error).split())}); correct it, or bring back the file that training wrote."
-    )
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Answer whatever a wrong option of a config raises."""
+    try:
+        yield
+    except (ArgumentError, ConfigError, ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"Expected the config of a run in {path}, but found an option that cannot be used "
+            f"({' '.join(str(error).split())}); correct it, or bring back the file that training wrote."
+        ) from error
 
 
 def load_weights(network: nn.Module, path: Path, meant_for: str) -> int:

@@ -22,6 +22,8 @@ _KINDS: Final = {
     "OpenUnitInterval": "a number between 0 and 1",
 }
 
+_BOUNDS: Final = {">": "above", ">=": "at least", "<": "below", "<=": "at most"}
+
 
 def sentence(message: str) -> str | None:
     """Say what value an option takes and what was found.
@@ -76,9 +78,7 @@ def _restricted(message: str) -> tuple[str, str] | None:
     beyond = re.fullmatch(r"Not of type \w+: (\S+) does not conform to restriction (.*)", message)
     if not beyond:
         return None
-    bounds = re.sub(r"v>=(\S+)", r"at least \1", beyond[2])
-    bounds = re.sub(r"v<=(\S+)", r"at most \1", bounds)
-    return re.sub(r"v<(\S+)", r"below \1", re.sub(r"v>(\S+)", r"above \1", bounds)), beyond[1]
+    return re.sub("v([<>]=?)", lambda bound: f"{_BOUNDS[bound[1]]} ", beyond[2]), beyond[1]
 
 
 def _either(words: Iterable[str]) -> str:

@@ -58,9 +58,10 @@ def benchmark_embed(
             "ours": partial(embed_ours, work),
             "ceiling": partial(embed_resident, work, True),
         }
-        if find_device().type == "cpu" and find_spec("openvino") is not None and precision == "32-true":
+        device = find_device()
+        if device.type == "cpu" and find_spec("openvino") is not None and precision == "32-true":
             contestants["ceiling, PyTorch"] = partial(embed_resident, work, False)
-        turns = race(contestants, rounds, find_device(), folder)
+        turns = race(contestants, rounds, device, folder)
     report_race(f"Embeddings of {name or 'MobileNetV2'}, batches of {batch_size}", turns, output)
 
 

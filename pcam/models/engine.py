@@ -51,10 +51,10 @@ class Engine:
         """Compute logits or embeddings.
 
         Args:
-            patches: At least one patch of 96x96, on the CPU.
+            patches: Any number of patches of 96x96, on the CPU.
 
         Returns:
-            Shape (batch,) or (batch, features), float32.
+            Shape (batch,) or (batch, features), float32; (0,) of no patches.
         """
         passes = -(-len(patches) // self._shape[0])
         padded = torch.zeros(passes * self._shape[0], *self._shape[1:])
