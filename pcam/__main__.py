@@ -11,9 +11,8 @@ from pcam.door import Arguments, first_line, front_door, leave, run_function
 from pcam.terminal import similar_names
 
 MODULES: Final = (
-    "train", "probe", "embed", "evaluate", "predict", "slide", "explain", "export", "page", "study", "configs",
-    "benchmark",
-    "prepare_data",
+    "train", "probe", "embed", "evaluate", "average", "predict", "slide", "explain", "export", "page", "study",
+    "configs", "benchmark", "prepare_data",
 )  # fmt: skip
 """The commands that have a module of their own in `pcam.commands`, with a `main`."""
 

@@ -45,6 +45,7 @@ def network_facts(
     options |= {"enlarged_sizes": sizes[1:]} if "enlarged_sizes" in options else {}
     published_card = run.path / "config.json"
     earlier = read_json(published_card, "export") if published_card.is_file() else {}
+    environment = run.read_environment()
     return {
         "run": earlier.get("run", run_names([run])[0]),  # a published run is that which was trained
         "checkpoint": checkpoint,
@@ -55,7 +56,8 @@ def network_facts(
         "scores": {"tta": settings.tta, "sizes": sizes, "reestimate_bn": settings.reestimate_bn},
         "normalization": _normalization(network),
         "micrometres_per_pixel": MICROMETRES_PER_PIXEL,
-        "data_fingerprints": run.read_environment().get("data_fingerprints"),
+        "data_fingerprints": environment.get("data_fingerprints"),
+        **({"averaged": environment["averaged"]} if "averaged" in environment else {}),
     }
 
 
@@ -169,7 +171,7 @@ Finds metastases in patches of lymph-node sections (PatchCamelyon): whether the 
 For research; not a medical device.
 
 - Run: `{card["run"]}`, {card["checkpoint"]} checkpoint, step {card["step"]:,}
-- Network: `{card["network"]["class_path"]}`, trained from {card["trained_from"]}
+- Network: `{card["network"]["class_path"]}`, trained from {card["trained_from"]}{_averaged(card.get("averaged", []))}
 - A score is {_score_words(card["scores"])}
 - File: {card["bytes"]:,} bytes, SHA-256 `{card["sha256"]}`
 - Made with: {", ".join(f"{name} {number}" for name, number in card["versions"].items())}
@@ -203,6 +205,12 @@ the scores of the file and of the checkpoint differ by {parity["largest_differen
 | --- | --- |
 {_rows([split, f"`{fingerprint}`"] for split, fingerprint in fingerprints.items())}
 """
+
+
+def _averaged(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Say of which runs a network has the mean of the weights; nothing if it is that of one run."""
+    names = ", ".join(f"`{run['run']}` (seed {run['seed']})" for run in runs)
+    return f"; the mean of the weights of {len(runs)} runs: {names}" if runs else ""
 
 
 def _score_words(scores: Mapping[str, Any]) -> str:

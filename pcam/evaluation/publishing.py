@@ -127,14 +127,16 @@ def _page(card: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> 
         + " |"
         for name, record in results.items()
     ]
+    averaged = "It is the mean of several trained networks; others"
+    kind = averaged if card.get("averaged") else "It is one trained network; another seed"
     measured = (
         f"""\
 | split | score | {" | ".join(_METRICS.values())} |
 | --- | --- |{" --- |" * len(_METRICS)}
 {chr(10).join(rows)}
 
-Each value has its 95 % interval, for other patches or slides of the same kind. It is one trained network; another seed
-would give other values, and another hospital's staining or scanner lower ones."""
+Each value has its 95 % interval, for other patches or slides of the same kind. {kind} would give other values, and
+another hospital's staining or scanner lower ones."""
         if rows
         else "This run was not evaluated before it was published."
     )

@@ -34,6 +34,9 @@ def save_published(network: nn.Module, path: Path, step: int, *, half: bool) -> 
         kind = torch.float16 if half and parameter.numel() >= LARGE else torch.float32
         parameter.data = parameter.data.to(kind).contiguous()
     save_model(stored, str(path), {"step": str(step)})
+    contents = path.read_bytes()
+    path.unlink()  # safetensors makes a file that nobody but its owner can read
+    path.write_bytes(contents)
     copy = deepcopy(network)
     load_published(copy, path)
     return copy

@@ -1,0 +1,124 @@
+"""Average the weights of several runs into one network."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pcam.atomic import atomic_folder
+from pcam.door import Arguments, front_door, run_function
+from pcam.errors import UserError
+from pcam.messages import inform
+from pcam.options import CheckpointName
+from pcam.published import WEIGHTS_FILE
+from pcam.run_folder import RunFolder, run_names
+
+if TYPE_CHECKING:
+    from pcam.trained import TrainedRun
+
+SPLIT: Final = "valid"
+"""The split that the mean is compared with its runs on."""
+
+MEAN: Final = "the mean of their weights"
+"""What the table calls the result."""
+
+
+def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best", root: Path | None = None) -> Path:
+    """Average the weights of several runs into one network, which costs no more to use than one of them.
+
+    Runs of one recipe that start from the same pretrained weights and differ in their seed make different errors; the
+    mean of their weights (a model soup) is mostly better than each, and about as good as the mean of their scores
+    (`pcam evaluate --ensemble`). Runs that start from random weights cannot be averaged: the result says nothing. So
+    the command measures the AUROC on the valid split of each run and of the mean, and warns if nothing was gained.
+
+    Args:
+        runs: The run folders, at least two. They are left as they are.
+        output: The folder that is written, new or empty. It has the form of a published run: every command takes it as
+            a run, and it cannot be trained further. Batch norm's statistics in it are estimated anew, on 10,000
+            un-augmented training patches of the first run.
+        checkpoint: The checkpoint that is averaged: "best" by the experiment's `monitor`, "last", or "previous", the
+            one before the last.
+        root: The folder with the data; null is the folder that each run was trained on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If a run or its data cannot be used, if the runs were trained on different patches, or their networks
+            are not built alike.
+    """
+    folders = [RunFolder.find(Path(run)) for run in runs]
+    if len({folder.path.resolve() for folder in folders}) < max(len(folders), 2):
+        raise UserError(
+            f"Expected at least two different runs to average, but found {', '.join(str(run) for run in runs)}; name "
+            f"each once."
+        )
+    with atomic_folder(Path(output), "for the averaged run") as temporary:
+        from pcam.models.averaging import average_weights
+        from pcam.models.batch_norm import has_learning_layers
+        from pcam.trained import TrainedRun, check_same_patches
+
+        trained = [TrainedRun.load(folder, checkpoint, root=root) for folder in folders]
+        averaged = average_weights([run.network for run in trained])
+        check_same_patches(trained, ["train", SPLIT])
+        first = trained[0]
+        step = max(run.step for run in trained)
+        mean = TrainedRun(first.folder, checkpoint, first.config, step, averaged, lambda: first.data, first.settings)
+        if has_learning_layers(averaged, averaged):
+            mean.reestimate_batch_norm()
+        names = run_names(folders)
+        _compare(names, trained, mean)
+        _write(temporary, names, trained, mean)
+    print(f"Averaged run: {output}")
+    return output
+
+
+def _compare(names: Sequence[str], trained: "Sequence[TrainedRun]", mean: "TrainedRun") -> None:
+    """Print the AUROC on valid of each run and of the mean, and warn if the mean is no better than the runs are."""
+    import numpy as np
+
+    from pcam.evaluation.metrics import Cuts
+
+    aurocs = []
+    for run in [*trained, mean]:
+        predictions = run.predict(SPLIT, progress=True)
+        labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
+        aurocs.append(float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0]))
+    *of_runs, of_mean = aurocs
+    width = max(map(len, [*names, MEAN]))
+    print(f"AUROC on {SPLIT}, {len(labels):,} patches:")
+    for name, auroc in zip([*names, MEAN], aurocs, strict=True):
+        print(f"  {name:{width}}  {auroc:.4f}")
+    if of_mean <= np.mean(of_runs):
+        inform(
+            f"The mean of the weights is no better than the runs are on average ({np.mean(of_runs):.4f}), so averaging "
+            f"does not pay here. It does for runs of one recipe that start from the same pretrained weights."
+        )
+
+
+def _write(folder: Path, names: Sequence[str], trained: "Sequence[TrainedRun]", mean: "TrainedRun") -> None:
+    """Write the mean as a published run, and in its environment.json what it is the mean of."""
+    import yaml
+
+    from pcam.models.published_weights import save_published
+
+    config = dict(mean.config)
+    config["experiment"] = f"{config.get('experiment', names[0])}_average"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    save_published(mean.network.cpu(), folder / WEIGHTS_FILE, mean.step, half=False)
+    parts = [
+        {"run": name, "seed": run.config.get("seed_everything"), "checkpoint": run.checkpoint, "step": run.step}
+        for name, run in zip(names, trained, strict=True)
+    ]
+    environment = mean.folder.read_environment() | {"averaged": parts}
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+@front_door
+def main(args: Arguments = None) -> None:
+    """Average the weights of runs.
+
+    Args:
+        args: The command line; None takes the process's own.
+    """
+    run_function(average, args, {"runs": "RUN", "output": "--output", "root": "--data.root"})
