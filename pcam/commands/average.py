@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SPLIT: Final = "valid"
 """The split that the mean is compared with its runs on."""
 
+SPREAD_PATCHES: Final = 2048
+"""Training patches that the spread of logits is measured on."""
+
 MEAN: Final = "the mean of their weights"
 """What the table calls the result."""
 
@@ -54,7 +57,7 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
             f"each once."
         )
     with atomic_folder(Path(output), "for the averaged run") as temporary:
-        from pcam.models.averaging import average_weights
+        from pcam.models.averaging import average_weights, match_spread
         from pcam.models.batch_norm import has_learning_layers
         from pcam.trained import TrainedRun, check_same_patches
 
@@ -66,6 +69,12 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
         mean = TrainedRun(first.folder, checkpoint, first.config, step, averaged, lambda: first.data, first.settings)
         if has_learning_layers(averaged, averaged):
             mean.reestimate_batch_norm()
+        patches = first.data.training_patches(SPREAD_PATCHES, first.device)
+        if match_spread(averaged, [run.network for run in trained], patches) is None:
+            inform(
+                f"The scores of the mean may be too near one half: its logits were not scaled, as "
+                f"{type(averaged).__name__} does not end in an nn.Linear, or its logits are all alike."
+            )
         names = run_names(folders)
         _compare(names, trained, mean)
         _write(temporary, names, trained, mean)
@@ -74,24 +83,25 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
 
 
 def _compare(names: Sequence[str], trained: "Sequence[TrainedRun]", mean: "TrainedRun") -> None:
-    """Print the AUROC on valid of each run and of the mean, and warn if the mean is no better than the runs are."""
+    """Print AUROC and loss on valid of the runs and of their mean, and warn if the mean is no better than they are."""
     import numpy as np
 
-    from pcam.evaluation.metrics import Cuts
+    from pcam.evaluation.metrics import Cuts, cross_entropy
 
-    aurocs = []
-    for run in [*trained, mean]:
+    rows = []
+    for name, run in zip([*names, MEAN], [*trained, mean], strict=True):
         predictions = run.predict(SPLIT, progress=True)
         labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
-        aurocs.append(float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0]))
-    *of_runs, of_mean = aurocs
-    width = max(map(len, [*names, MEAN]))
-    print(f"AUROC on {SPLIT}, {len(labels):,} patches:")
-    for name, auroc in zip([*names, MEAN], aurocs, strict=True):
-        print(f"  {name:{width}}  {auroc:.4f}")
-    if of_mean <= np.mean(of_runs):
+        auroc = float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0])
+        rows.append((name, auroc, float(cross_entropy(labels, logits).mean())))
+    width = max(len(name) for name, *_ in rows)
+    print(f"{f'{SPLIT}, {len(labels):,} patches':{width}}   AUROC    loss")
+    for name, auroc, loss in rows:
+        print(f"{name:{width}}  {auroc:6.4f}  {loss:6.4f}")
+    of_runs = float(np.mean([auroc for _, auroc, _ in rows[:-1]]))
+    if rows[-1][1] <= of_runs:
         inform(
-            f"The mean of the weights is no better than the runs are on average ({np.mean(of_runs):.4f}), so averaging "
+            f"The mean of the weights has no higher AUROC than the runs have on average ({of_runs:.4f}), so averaging "
             f"does not pay here. It does for runs of one recipe that start from the same pretrained weights."
         )
 

@@ -1,12 +1,14 @@
 """One network that has the mean of the weights of several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
 import torch
 from torch import nn
 
 from pcam.errors import UserError
+from pcam.models.inference import InferenceNetwork
+from pcam.patches import Patches
 
 
 @torch.no_grad()
@@ -43,3 +45,39 @@ def average_weights(networks: Sequence[nn.Module]) -> nn.Module:
         if weight.is_floating_point():
             weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
     return averaged
+
+
+@torch.no_grad()
+def match_spread(averaged: nn.Module, networks: Sequence[nn.Module], batches: Iterable[Patches]) -> float | None:
+    """Give the logits of averaged weights the standard deviation of the networks' mean logits, by their last layer.
+
+    Features of averaged weights are fainter than those of the networks, so their logits are nearer to 0. That changes
+    neither the order of patches nor, but for a bias, the decisions, but all scores would be too near one half.
+
+    Args:
+        averaged: The mean of the weights, in evaluation mode, with the statistics of batch norm that it keeps; its last
+            layer is changed in place.
+        networks: What it is the mean of.
+        batches: Patches, as many as estimate a standard deviation; labels are not needed. On the networks' device.
+
+    Returns:
+        What the logits were multiplied by; None if the last layer is not linear, or the logits are all alike: then
+        nothing is changed.
+    """
+    kept = list(batches)
+    own = torch.cat([InferenceNetwork(averaged)(patches) for patches in kept])
+    classifiers = [InferenceNetwork(network) for network in networks]
+    theirs = torch.cat([torch.stack([classify(patches) for classify in classifiers]).mean(dim=0) for patches in kept])
+    layers = [module for module in averaged.modules() if isinstance(module, nn.Linear)]
+    factor = float(theirs.std() / own.std())
+    if not layers or not 0 < factor < float("inf"):
+        return None
+    before = deepcopy(layers[-1].state_dict())
+    for parameter in layers[-1].parameters():
+        parameter.mul_(factor)
+    # Whether the last layer in the list is the last to compute, only the logits tell.
+    expected = factor * own[: len(kept[0])]
+    if torch.allclose(InferenceNetwork(averaged, engine=False)(kept[0]), expected, rtol=1e-3, atol=1e-3):
+        return factor
+    layers[-1].load_state_dict(before)
+    return None
