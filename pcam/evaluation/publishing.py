@@ -135,8 +135,9 @@ def _page(card: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> 
 | --- | --- |{" --- |" * len(_METRICS)}
 {chr(10).join(rows)}
 
-Each value has its 95 % interval, for other patches or slides of the same kind. {kind} would give other values, and
-another hospital's staining or scanner lower ones."""
+Each value has its 95 % interval, for other patches or slides of the same kind.
+{kind} would give other values,
+and another hospital's staining or scanner lower ones."""
         if rows
         else "This run was not evaluated before it was published."
     )
