@@ -124,3 +124,23 @@ def write_official_files(store: PackedSplit, folder: Path, split: SplitName, cou
             stop = min(start + len(store), count)
             patches[start:stop] = store.patches[: stop - start]
             labels[start:stop] = store.labels[: stop - start].reshape(-1, 1, 1, 1)
+
+
+def repeat_patches(store: PackedSplit, path: Path, count: int) -> None:
+    """Write an HDF5 file that has patches of a store again and again, and takes the space of them once.
+
+    Args:
+        store: The patches.
+        path: The file; another is written beside it, with the patches.
+        count: Number of patches that the file has.
+    """
+    once = path.with_name(f"{path.stem}_once.h5")
+    with h5py.File(once, "w") as file:
+        file["x"] = store.patches[:]
+    rows = h5py.VirtualLayout((count, *store.patches.shape[1:]), np.uint8)
+    patches = h5py.VirtualSource(once, "x", store.patches.shape)
+    for start in range(0, count, len(store)):
+        stop = min(start + len(store), count)
+        rows[start:stop] = patches[: stop - start]
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("x", rows)

@@ -65,7 +65,7 @@ class Stopwatch:
         self._connection.recv()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self._memory = _MemorySampler()
+        self._memory = MemorySampler()
         self._memory.start()
         self._start = time.perf_counter()
 
@@ -87,27 +87,38 @@ class Stopwatch:
             torch.cuda.synchronize()
 
 
-class _MemorySampler(threading.Thread):
-    """A thread that reads the anonymous memory of its own process again and again, and keeps the highest reading."""
+class MemorySampler(threading.Thread):
+    """A thread that reads the anonymous memory of a process again and again, and keeps the highest reading.
 
-    def __init__(self) -> None:
+    Args:
+        process: The number of the process; None is the thread's own.
+    """
+
+    def __init__(self, process: int | None = None) -> None:
         super().__init__(daemon=True)
+        self._status = Path("/proc", "self" if process is None else str(process), "status")
         self._most: int | None = None
         self._finished = threading.Event()
 
     def run(self) -> None:
+        """Read until `finish` is called."""
         self._sample()
         while not self._finished.wait(SAMPLE_SECONDS):
             self._sample()
 
     def finish(self) -> int | None:
+        """Stop reading.
+
+        Returns:
+            The highest reading, in bytes; None where the system does not say (only Linux does).
+        """
         self._finished.set()
         self.join()
         return self._most
 
     def _sample(self) -> None:
         try:
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            found = re.search(r"RssAnon:\s+(\d+) kB", self._status.read_text())
         except OSError:
             return
         if found:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from pcam.benchmark.race import Turn
+from pcam.benchmark.race import MemorySampler, Turn
 from pcam.errors import UserError
 
 Command = Sequence[str]
@@ -25,7 +25,7 @@ def run_command(command: Command, patches: int, exit_code: int) -> Turn:
         exit_code: What it is expected to end with.
 
     Returns:
-        How long it took, with the processor time that it used, in seconds.
+        How long it took and its memory, with the processor time that it used, in seconds.
 
     Raises:
         UserError: If it ends with another exit code.
@@ -35,9 +35,12 @@ def run_command(command: Command, patches: int, exit_code: int) -> Turn:
         [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
+    memory = MemorySampler(process.pid)
+    memory.start()
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
+    anonymous = memory.finish()
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stderr.close()
     if process.returncode != exit_code:
@@ -45,7 +48,7 @@ def run_command(command: Command, patches: int, exit_code: int) -> Turn:
             f"Expected the command {' '.join(command)} to end with exit code {exit_code}, but found "
             f"{process.returncode} ({said.strip()[-500:]}); correct what it says."
         )
-    return Turn(patches, seconds, facts={"processor_seconds": usage.ru_utime + usage.ru_stime})
+    return Turn(patches, seconds, anonymous, facts={"processor_seconds": usage.ru_utime + usage.ru_stime})
 
 
 def race_commands(

@@ -18,6 +18,7 @@ from pcam.options import Precision
 if TYPE_CHECKING:
     from pcam.benchmark.race import Contestant
     from pcam.benchmark.workload import Workload
+    from pcam.data import PCamDataModule
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -203,14 +204,13 @@ def benchmark_start(
     """
     from pcam.benchmark.patches import class_folders, open_patches
     from pcam.benchmark.results import report_commands
-    from pcam.benchmark.whole import copy_patches, race_commands, run_command
+    from pcam.benchmark.whole import copy_patches, race_commands
 
     with open_patches(data.root, data.cache_dir) as (found, folder):
         images = copy_patches(class_folders(found, folder / "images", "valid") / "valid", folder / "links", 10)
         place = [f"--data.root={found.root}", f"--data.cache_dir={found.cache_dir}"]
-        run, scores = folder / "runs" / "one" / "version_0", str(folder / "scores.csv")
+        run, scores = _trained_once(found, folder), str(folder / "scores.csv")
         train = ["pcam", "train", "--config=cnn", *place, "--trainer.max_steps=1", f"--runs_dir={folder / 'runs'}"]
-        run_command([*train, "--experiment=one", "--trainer.val_check_interval=1"], 1, 0)
         commands = {
             "train --help": ["pcam", "train", "--help"],
             "a wrong option": ["pcam", "train", "--config=cnn", "--data.rot=DIR"],
@@ -225,35 +225,50 @@ def benchmark_start(
 
 
 def benchmark_memory(
+    of: Literal["train", "predict"] = "train",
     counts: tuple[PositiveInt, PositiveInt] = (2000, 200_000),
     steps: PositiveInt = 20,
     rounds: PositiveInt = 3,
     output: Path = Path("benchmark_memory.json"),
 ) -> None:
-    """Measure how much memory training takes with few patches and with many.
+    """Measure how much memory training or prediction takes with few patches and with many.
 
     Counts anonymous memory: what the process has allocated itself, without memory-mapped files. The patches are
-    synthetic ones, repeated as often as needed; they take 55 kB a patch of temporary disk space.
+    synthetic ones, repeated as often as needed; for training they take 55 kB a patch of temporary disk space.
 
     Args:
-        counts: The two numbers of training patches, each at least 32, the size of a batch.
+        of: "train", training of MobileNetV2; or "predict", the whole command predict on an HDF5 file, with the
+            baseline CNN, which is the fastest.
+        counts: The two numbers of patches, for training each at least 32, the size of a batch.
         steps: Number of training steps in a round, at least 1.
-        rounds: Number of rounds, at least 1, after some steps that do not count.
+        rounds: Number of rounds, at least 1; of training, after some steps that do not count.
         output: JSON file for the results.
 
     Raises:
         UserError: If there are to be fewer patches than a batch has.
     """
     from pcam.benchmark.contestants import train_ours
-    from pcam.benchmark.patches import open_patches, write_official_files
+    from pcam.benchmark.patches import open_patches, repeat_patches, write_official_files
+    from pcam.benchmark.results import report_race
+    from pcam.benchmark.whole import run_command
     from pcam.benchmark.workload import Workload
 
-    if min(counts) < MEMORY_BATCH:
+    if of == "train" and min(counts) < MEMORY_BATCH:
         raise UserError(
             f"Expected at least {MEMORY_BATCH} training patches, which are one batch, but found {min(counts)} in "
             f"counts; raise it."
         )
     with open_patches(None, None) as (few, folder):
+        if of == "predict":
+            run = _trained_once(few, folder)
+            turns = {}
+            for count in counts:
+                patches, scores = folder / f"{count}.h5", folder / f"{count}.csv"
+                repeat_patches(few.packed("train"), patches, count)
+                command = ["pcam", "predict", str(run), "--input", str(patches), "--output", str(scores)]
+                turns[f"{count:,} patches"] = [run_command(command, count, 0) for _ in range(rounds)]
+            report_race("Memory of prediction with the baseline CNN, whole commands", turns, output)
+            return
         contestants: dict[str, Contestant] = {}
         for count in counts:
             place = folder / str(count)
@@ -263,6 +278,16 @@ def benchmark_memory(
             workload = Workload(place, place, few.cache_dir, place, "cpu", MEMORY_BATCH, steps, rounds)
             contestants[f"{count:,} patches"] = partial(train_ours, workload, False)
         _race(f"Memory of training MobileNetV2, batches of {MEMORY_BATCH}", contestants, workload, output)
+
+
+def _trained_once(data: "PCamDataModule", folder: Path) -> Path:
+    """Train the baseline CNN for one step, and return the run folder."""
+    from pcam.benchmark.whole import run_command
+
+    place = [f"--data.root={data.root}", f"--data.cache_dir={data.cache_dir}", f"--runs_dir={folder / 'runs'}"]
+    steps = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    run_command(["pcam", "train", "--config=cnn", "--experiment=one", *place, *steps], 1, 0)
+    return folder / "runs" / "one" / "version_0"
 
 
 def _race(title: str, contestants: "dict[str, Contestant]", workload: "Workload", output: Path) -> None:

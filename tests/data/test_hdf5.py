@@ -134,6 +134,18 @@ def test_a_virtual_array_of_files_below_its_folder_is_read(root: Path) -> None:
     assert len(PCamDataModule(root, cache_dir=root.parent / "cache").packed("valid")) == len(PATCHES)
 
 
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(2, 6), slice(1, 6, 2)])
+def test_a_virtual_array_of_some_rows_of_a_file_is_read(root: Path, rows: slice) -> None:
+    half = len(PATCHES) // 2
+    expected = PATCHES[:half][rows]
+    with h5py.File(root / "some.h5", "w") as file:
+        layout = h5py.VirtualLayout(expected.shape, np.uint8)
+        layout[:] = h5py.VirtualSource("half.h5", "x", (half, 96, 96, 3))[rows]
+        file.create_virtual_dataset("x", layout)
+    (batch,) = read_inputs([root / "some.h5"], 20)
+    assert np.array_equal(batch.patches, expected)
+
+
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from torch import nn
 
 from pcam.benchmark.contestants import plain_weights, trained_network
 from pcam.benchmark.embeddings import SIGNAL, write_embeddings
+from pcam.benchmark.patches import repeat_patches
 from pcam.benchmark.plain import plain_predict
 from pcam.benchmark.race import Stopwatch, Turn, race
 from pcam.benchmark.results import ratio_of
@@ -26,6 +28,7 @@ from pcam.benchmark.whole import copy_patches, race_commands, run_command
 from pcam.commands.benchmark import COMMANDS
 from pcam.commands.benchmark import main as benchmark
 from pcam.commands.predict import main as predict
+from pcam.data import PCamDataModule
 from pcam.door import first_line
 from pcam.errors import UserError
 from pcam.models import BaselineCNN, MobileNetV2
@@ -226,6 +229,22 @@ def test_a_command_that_ends_otherwise_than_expected_is_said() -> None:
 def test_memory_is_measured_over_more_patches_than_there_are(tmp_path: Path) -> None:
     rows = figures(tmp_path / "figures.json", "memory", "--counts", "[64, 1500]", "--steps", "1", "--rounds", "1")
     assert list(rows) == ["64 patches", "1,500 patches"]
+
+
+@pytest.mark.slow  # starts three processes, and paints
+def test_memory_of_prediction_is_measured_over_a_file_that_repeats_patches(tmp_path: Path) -> None:
+    options = ["--of", "predict", "--counts", "[20, 1500]", "--rounds", "1"]
+    rows = figures(tmp_path / "figures.json", "memory", *options)
+    assert [row["rounds"][0]["patches"] for row in rows.values()] == [20, 1500]
+    assert all(row["anonymous_bytes"] is None or row["anonymous_bytes"] > 1e7 for row in rows.values())
+
+
+def test_a_file_can_repeat_patches(patch_root: Path, cache_dir: Path, tmp_path: Path) -> None:
+    store = PCamDataModule(patch_root, cache_dir=cache_dir).packed("valid")
+    repeat_patches(store, tmp_path / "many.h5", 2 * len(store) + 3)
+    with h5py.File(tmp_path / "many.h5") as file:
+        assert file["x"].shape == (2 * len(store) + 3, 96, 96, 3)
+        assert np.array_equal(file["x"][len(store) :], np.concatenate([store.patches[:], store.patches[:3]]))
 
 
 @pytest.mark.slow  # starts four processes

@@ -8,6 +8,7 @@ virtual and all of its sources lie below the file's folder.
 
 import gzip
 import math
+import operator
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -120,8 +121,9 @@ def _check_sources(array: h5py.Dataset, folder: Path, depth: int) -> None:
         with h5py.File(path, "r") as file:
             shape = _find_array(file, source.dset_name, folder, depth + 1).shape
         taken = source.vspace.get_select_npoints()
-        # The space of a source that is taken as a whole has no shape.
-        if shape != source.src_space.shape and (source.src_space.shape or math.prod(shape) != taken):
+        reached = source.src_space.shape  # by what is taken of the source; none if that is the whole
+        inside = len(reached) == len(shape) and all(map(operator.le, reached, shape))
+        if not (inside if reached else math.prod(shape) == taken):
             raise ValueError(f"a virtual array whose source '{source.file_name}' has the shape {shape}")
         values += taken
     if values != array.size:
