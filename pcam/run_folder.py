@@ -286,7 +286,8 @@ def are_seeds(runs: Sequence[RunFolder]) -> bool:
             options = config.get(section) if section else config
             for key in keys if isinstance(options, dict) else ():
                 options.pop(key, None)
-    return len(seeds) == len(runs) > 1 and all(config == configs[0] for config in configs)
+    averaged = {"averaged" in run.read_environment() for run in runs}  # a mean of runs is no further seed of them
+    return len(seeds) == len(runs) > 1 and len(averaged) == 1 and all(config == configs[0] for config in configs)
 
 
 def run_names(runs: Sequence[RunFolder]) -> list[str]:

@@ -127,7 +127,7 @@ def write_official_files(store: PackedSplit, folder: Path, split: SplitName, cou
 
 
 def repeat_patches(store: PackedSplit, path: Path, count: int) -> None:
-    """Write an HDF5 file that has patches of a store again and again, and takes the space of them once.
+    """Write an HDF5 file that repeats the patches of a store, as a virtual array, which stores them once.
 
     Args:
         store: The patches.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pcam.atomic import atomic_folder
 from pcam.door import Arguments, front_door, run_function
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SPLIT: Final = "valid"
 """The split that the mean is compared with its runs on."""
+
+TRAINING_OPTIONS: Final = frozenset({"weights", "dropout", "freeze"})
+"""Options of a network that a trained one does not depend on."""
 
 SPREAD_PATCHES: Final = 2048
 """Training patches that the spread of logits is measured on."""
@@ -47,8 +50,8 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
         The folder.
 
     Raises:
-        UserError: If a run or its data cannot be used, if the runs were trained on different patches, or their networks
-            are not built alike.
+        UserError: If a run or its data cannot be used, or the runs have networks of other options or were trained on
+            other patches.
     """
     folders = [RunFolder.find(Path(run)) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < max(len(folders), 2):
@@ -62,6 +65,7 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
         from pcam.trained import TrainedRun, check_same_patches
 
         trained = [TrainedRun.load(folder, checkpoint, root=root) for folder in folders]
+        _check_alike(trained)
         averaged = average_weights([run.network for run in trained])
         check_same_patches(trained, ["train", SPLIT])
         first = trained[0]
@@ -82,6 +86,36 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
     return output
 
 
+def _check_alike(trained: "Sequence[TrainedRun]") -> None:
+    """Refuse runs whose networks have other options, or that were trained on other patches than the first.
+
+    Raises:
+        UserError: If one differs.
+    """
+    first = trained[0]
+    for run in trained[1:]:
+        for key in sorted({*_options(first), *_options(run)}):
+            of_first, of_run = _options(first).get(key), _options(run).get(key)
+            if of_first != of_run:
+                raise UserError(
+                    f"Expected runs whose networks are built alike, but {key} is {of_first} in {first.folder.path} and "
+                    f"{of_run} in {run.folder.path}; average runs of one config."
+                )
+        one, other = (each.folder.read_environment().get("data_fingerprints", {}).get("train") for each in (first, run))
+        if None not in (one, other) and one != other:
+            raise UserError(
+                f"Expected runs that were trained on the same patches, but the train split of {first.folder.path} has "
+                f"the fingerprint {one[:12]}, and that of {run.folder.path} {other[:12]}; average runs on one data set."
+            )
+
+
+def _options(run: "TrainedRun") -> dict[str, Any]:
+    """The options that make a run's network, without those that only matter in training."""
+    network = run.config["model"]["network"]
+    options = {"class_path": network.get("class_path"), **(network.get("init_args") or {})}
+    return {name: value for name, value in options.items() if name not in TRAINING_OPTIONS}
+
+
 def _compare(names: Sequence[str], trained: "Sequence[TrainedRun]", mean: "TrainedRun") -> None:
     """Print AUROC and loss on valid of the runs and of their mean, and warn if the mean is no better than they are."""
     import numpy as np
@@ -94,10 +128,11 @@ def _compare(names: Sequence[str], trained: "Sequence[TrainedRun]", mean: "Train
         labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
         auroc = float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0])
         rows.append((name, auroc, float(cross_entropy(labels, logits).mean())))
-    width = max(len(name) for name, *_ in rows)
-    print(f"{f'{SPLIT}, {len(labels):,} patches':{width}}   AUROC    loss")
+    title = f"{SPLIT}, {len(mean.data.packed(SPLIT)):,} patches"
+    width = max(len(name) for name in [title, *names, MEAN])
+    print(f"{title:{width}}      AUROC    loss")
     for name, auroc, loss in rows:
-        print(f"{name:{width}}  {auroc:6.4f}  {loss:6.4f}")
+        print(f"{name:{width}}  {'undefined' if np.isnan(auroc) else f'{auroc:.4f}':>9}  {loss:6.4f}")
     of_runs = float(np.mean([auroc for _, auroc, _ in rows[:-1]]))
     if rows[-1][1] <= of_runs:
         inform(

@@ -240,7 +240,7 @@ def benchmark_memory(
         of: "train", training of MobileNetV2; or "predict", the whole command predict on an HDF5 file, with the
             baseline CNN, which is the fastest.
         counts: The two numbers of patches, for training each at least 32, the size of a batch.
-        steps: Number of training steps in a round, at least 1.
+        steps: Number of training steps in a round, at least 1; prediction does not use it.
         rounds: Number of rounds, at least 1; of training, after some steps that do not count.
         output: JSON file for the results.
 

@@ -127,8 +127,8 @@ def _page(card: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> 
         + " |"
         for name, record in results.items()
     ]
-    averaged = "It is the mean of several trained networks; others"
-    kind = averaged if card.get("averaged") else "It is one trained network; another seed"
+    count = len(card.get("averaged", []))
+    described = f"the mean of the weights of {count} training runs" if count else "that of one training run"
     measured = (
         f"""\
 | split | score | {" | ".join(_METRICS.values())} |
@@ -136,8 +136,8 @@ def _page(card: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> 
 {chr(10).join(rows)}
 
 Each value has its 95 % interval, for other patches or slides of the same kind.
-{kind} would give other values,
-and another hospital's staining or scanner lower ones."""
+The network is {described}; other seeds would give other values, and another
+hospital's staining or scanner would probably give lower ones."""
         if rows
         else "This run was not evaluated before it was published."
     )

@@ -35,7 +35,7 @@ def save_published(network: nn.Module, path: Path, step: int, *, half: bool) -> 
         parameter.data = parameter.data.to(kind).contiguous()
     save_model(stored, str(path), {"step": str(step)})
     contents = path.read_bytes()
-    path.unlink()  # safetensors makes a file that nobody but its owner can read
+    path.unlink()  # safetensors 0.8 makes a file that nobody but its owner can read, whatever the umask says
     path.write_bytes(contents)
     copy = deepcopy(network)
     load_published(copy, path)

@@ -71,6 +71,15 @@ def virtual_of_itself(file: h5py.File, folder: Path) -> None:
     virtual(["."])(file, folder)
 
 
+def virtual_with_a_gap(file: h5py.File, folder: Path) -> None:
+    """Two sources that hold the same rows, so that others have none."""
+    layout = h5py.VirtualLayout(PATCHES.shape, np.uint8)
+    half = h5py.VirtualSource("half.h5", "x", (6, 96, 96, 3))
+    layout[0:6] = half
+    layout[3:9] = half
+    file.create_virtual_dataset("x", layout)
+
+
 def virtual_of_virtual(file: h5py.File, folder: Path) -> None:
     with h5py.File(folder / "between.h5", "w") as between:
         virtual([str(folder.parent / "outside.h5")])(between, folder)
@@ -92,6 +101,7 @@ FAULTS: list[tuple[Writer, str]] = [
     (virtual(["pipe.h5"]), "a virtual array whose source 'pipe.h5' is not a file below"),
     (virtual(["half.h5"]), r"a virtual array whose source 'half.h5' has the shape \(6, 96"),
     (virtual(["half.h5", "half.h5"], (24, 96, 96, 3)), "a virtual array with sources for 331,776 of its 663,552"),
+    (virtual_with_a_gap, "a virtual array with sources for 248,832 of its 331,776"),
     (virtual_of_itself, "a virtual array whose sources are not plain files"),
     (virtual_of_virtual, "a virtual array whose sources are not plain files"),
 ]

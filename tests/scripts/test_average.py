@@ -13,6 +13,7 @@ from pcam.commands.average import main as average
 from pcam.commands.evaluate import main as evaluate
 from pcam.commands.export import main as export
 from pcam.commands.train import main as train
+from pcam.run_folder import RunFolder, are_seeds
 from pcam.trained import TrainedRun
 from tests.conftest import COUNTS, write_patches
 from tests.scripts.test_evaluate import short_run
@@ -60,7 +61,8 @@ def test_the_mean_is_a_run_that_says_what_it_is_of(
     export([str(output), "--format", "hub", "--output", str(tmp_path / "hub")])
     page = (tmp_path / "hub" / "README.md").read_text()
     assert "the mean of the weights of 2 runs: `cnn/version_0` (seed 1), `cnn/version_1` (seed 2)" in page
-    assert "It is the mean of several trained networks; others would give other values" in page
+    assert "The network is the mean of the weights of 2 training runs; other seeds would" in page
+    assert not are_seeds([RunFolder(output), RunFolder(runs[1])])  # the mean is no further seed
 
 
 @pytest.mark.slow  # takes some seconds
@@ -109,10 +111,10 @@ def test_what_cannot_be_averaged_is_answered_and_leaves_nothing(
     write_patches(tmp_path / "others", COUNTS, seed=1)
     elsewhere = short_run("cnn", tmp_path / "others", cache_dir, tmp_path / "runs")
     said = sentence(capsys, average, [str(runs[0]), str(elsewhere), "--output", str(output)], 1)
-    assert "Expected runs on the same patches, but the train split" in said
+    assert "Expected runs that were trained on the same patches, but the train split" in said
     wide = short_run("cnn", patch_root, cache_dir, tmp_path / "wide", "--model.network.dense", "false")
     said = sentence(capsys, average, [str(runs[0]), str(wide), "--output", str(output)], 1)
-    assert "Expected networks that are built alike" in said
+    assert "Expected runs whose networks are built alike, but dense is True in" in said
     output.mkdir()
     (output / "mine").touch()
     said = sentence(capsys, average, [*map(str, runs), "--output", str(output)], 1)

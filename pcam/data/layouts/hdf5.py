@@ -111,7 +111,8 @@ def _find_array(file: h5py.File, key: str, folder: Path, depth: int) -> h5py.Dat
 
 def _check_sources(array: h5py.Dataset, folder: Path, depth: int) -> None:
     """Refuse a virtual array unless each of its values is in a file below a folder."""
-    values = 0
+    held = h5py.h5s.create_simple(array.shape)
+    held.select_none()
     for source in array.virtual_sources():
         path = Path(array.file.filename).parent / source.file_name
         if source.file_name == "." or depth > 0:  # a virtual array of virtual arrays, which may lead to itself
@@ -125,7 +126,13 @@ def _check_sources(array: h5py.Dataset, folder: Path, depth: int) -> None:
         inside = len(reached) == len(shape) and all(map(operator.le, reached, shape))
         if not (inside if reached else math.prod(shape) == taken):
             raise ValueError(f"a virtual array whose source '{source.file_name}' has the shape {shape}")
-        values += taken
+        if source.vspace.get_select_type() == h5py.h5s.SEL_ALL:
+            held.select_all()
+        else:  # sources may hold the same values twice: what they hold together is what counts
+            for first, last in source.vspace.get_select_hyper_blocklist():
+                one, block = (1,) * len(first), tuple(last - first + 1)
+                held.select_hyperslab(tuple(first), one, block=block, op=h5py.h5s.SELECT_OR)
+    values = held.get_select_npoints()
     if values != array.size:
         raise ValueError(f"a virtual array with sources for {values:,} of its {array.size:,} values")
 
