@@ -41,7 +41,8 @@ def average(runs: list[Path], output: Path, checkpoint: CheckpointName = "best",
         runs: The run folders, at least two. They are left as they are.
         output: The folder that is written, new or empty. It has the form of a published run: every command takes it as
             a run, and it cannot be trained further. Batch norm's statistics in it are estimated anew, on 10,000
-            un-augmented training patches of the first run.
+            un-augmented training patches, and its logits are scaled to the standard deviation that the runs' mean
+            logits have on 2,048 of them.
         checkpoint: The checkpoint that is averaged: "best" by the experiment's `monitor`, "last", or "previous", the
             one before the last.
         root: The folder with the data; null is the folder that each run was trained on.
@@ -93,13 +94,14 @@ def _check_alike(trained: "Sequence[TrainedRun]") -> None:
         UserError: If one differs.
     """
     first = trained[0]
+    expected = _options(first)
     for run in trained[1:]:
-        for key in sorted({*_options(first), *_options(run)}):
-            of_first, of_run = _options(first).get(key), _options(run).get(key)
-            if of_first != of_run:
+        found = _options(run)
+        for key in sorted({*expected, *found}):
+            if expected.get(key) != found.get(key):
                 raise UserError(
-                    f"Expected runs whose networks are built alike, but {key} is {of_first} in {first.folder.path} and "
-                    f"{of_run} in {run.folder.path}; average runs of one config."
+                    f"Expected runs whose networks are built alike, but {key} is {expected.get(key)} in "
+                    f"{first.folder.path} and {found.get(key)} in {run.folder.path}; average runs of one config."
                 )
         one, other = (each.folder.read_environment().get("data_fingerprints", {}).get("train") for each in (first, run))
         if None not in (one, other) and one != other:

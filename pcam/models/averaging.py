@@ -65,8 +65,8 @@ def match_spread(averaged: nn.Module, networks: Sequence[nn.Module], batches: It
         nothing is changed.
     """
     kept = list(batches)
-    own = torch.cat([InferenceNetwork(averaged)(patches) for patches in kept])
-    classifiers = [InferenceNetwork(network) for network in networks]
+    classify_averaged, *classifiers = (InferenceNetwork(network) for network in [averaged, *networks])
+    own = torch.cat([classify_averaged(patches) for patches in kept])
     theirs = torch.cat([torch.stack([classify(patches) for classify in classifiers]).mean(dim=0) for patches in kept])
     layers = [module for module in averaged.modules() if isinstance(module, nn.Linear)]
     factor = float(theirs.std() / own.std())
