@@ -120,6 +120,11 @@ def test_one_arm_fails_and_the_others_go_on(
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Path, tmp_path: Path) -> None:
+    # Long enough that two signals find it in training, on a machine that is busy with other tests too.
+    contents = yaml.safe_load(plan.read_text())
+    for arm in contents["arms"].values():
+        arm["overrides"] |= {"trainer.max_steps": 400, "trainer.val_check_interval": 200}
+    plan.write_text(yaml.safe_dump(contents, sort_keys=False))
     study(words(plan, patch_root, tmp_path / "whole", "--shard", "1/3"))
     (whole,) = (tmp_path / "whole" / "runs").iterdir()
     assert whole.name == "plain_seed_1"  # the others are other machines'
@@ -135,6 +140,7 @@ def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Pat
             if metrics.exists() and metrics.stat().st_size > logged:
                 break  # it trains
             time.sleep(0.02)
+        assert process.poll() is None
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 128 + number
