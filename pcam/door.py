@@ -206,8 +206,16 @@ class Parser(ArgumentParser):
             )
             said = f"Expected options of {program()}, but found {unknown[1]}; {advice}."
         elif missing:
-            said = f"Expected {missing[1]}, without which {program()} cannot run, but found none; --help explains it."
+            typed = self._typed(missing[1].split(", "))
+            said = f"Expected {typed}, without which {program()} cannot run, but found none; --help explains it."
         leave(wrong_values.sentence(said) or said, 2)
+
+    def _typed(self, names: Sequence[str]) -> str:
+        """Say what a user would have to type for the parameters of these names."""
+        if set(names) <= self.supplied_by_config:
+            return "--config"
+        found = {action.dest: [*action.option_strings, action.metavar or action.dest][0] for action in self._actions}
+        return " and ".join(str(found.get(name, name.rpartition(".")[2])) for name in names)
 
     def add_function(
         self,
@@ -244,9 +252,11 @@ class Parser(ArgumentParser):
         lists = [kind for kind in (parameter.annotation, *get_args(parameter.annotation)) if get_origin(kind) is list]
         if lists:
             kinds |= {"type": get_args(lists[0])[0], "nargs": "+"}
+        is_required = parameter.default is inspect.Parameter.empty
         if not spelling.startswith("-"):
-            self.add_argument(name, metavar=spelling, **kinds)
-        elif parameter.default is inspect.Parameter.empty:
+            optional = {} if is_required else {"nargs": "*" if lists else "?", "default": parameter.default}
+            self.add_argument(name, metavar=spelling, **kinds | optional)
+        elif is_required:
             self.add_argument(spelling, required=True, **kinds)
         else:
             self.add_argument(spelling, default=parameter.default, **kinds)

@@ -23,8 +23,8 @@ def page(
     this machine can open it, and nothing leaves it.
 
     Args:
-        runs: The run folders, or names of published runs; two are shown side by side. Null is best, which comes with
-            the package.
+        runs: The run folders, or published runs by their names; several are shown side by side. Without any it is best,
+            the network that comes with the package.
         port: The port of the page, 1 to 65,535.
         checkpoint: The checkpoint that the weights are from: "best" by the experiment's `monitor`, "last", or
             "previous", the one before the last.

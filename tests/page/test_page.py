@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pcam.commands.evaluate import evaluate
-from pcam.commands.page import page
+from pcam.commands.page import main, page
 from pcam.errors import UserError
 from pcam.page.answers import MOST_PATCHES, answer, with_threshold
 from pcam.trained import TrainedRun
@@ -104,6 +104,16 @@ def answers(port: int) -> bool:
     """Whether something answers at a port."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_without_a_run_it_is_the_network_that_comes_with_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    monkeypatch.setattr("pcam.page.app.build", lambda runs, *rest: shown.extend(runs))
+    monkeypatch.setattr("pcam.page.app.launch", lambda blocks, port: None)
+    main([])
+    assert [run.folder.path.name for run in shown] == ["best"]
 
 
 def test_a_run_that_is_not_there_is_said_before_anything_is_opened(tmp_path: Path) -> None:

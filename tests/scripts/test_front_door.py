@@ -11,7 +11,9 @@ import torch
 import yaml
 
 from pcam.commands.evaluate import main as evaluate
+from pcam.commands.predict import main as predict
 from pcam.commands.prepare_data import main as prepare_data
+from pcam.commands.study import main as study
 from pcam.commands.train import main as train
 from tests.conftest import REPOSITORY
 
@@ -36,6 +38,21 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
     assert "Traceback" not in error
     assert "usage:" not in error
     return error.rstrip().rpartition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("main", "args", "expected"),
+    [
+        (predict, [], "Expected RUN and --input, without which"),
+        (predict, ["--input", "patches"], "Expected RUN, without which"),
+        (prepare_data, ["pack"], "Expected root, without which"),
+        (study, [], "Expected --config, without which"),
+    ],
+)
+def test_what_is_missing_is_called_as_it_is_typed(
+    main: Callable[[list[str]], None], args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in sentence(capsys, main, args, 2)
 
 
 @pytest.mark.parametrize(
