@@ -203,6 +203,16 @@ def test_a_page_that_a_study_wrote_is_what_it_writes(
     assert pictures == {path.name for path in (page.parent / "images").glob(f"{page.stem}_*.svg")}
 
 
+def test_a_study_that_a_page_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = fenced(DOCS / "scale.md", "yaml")
+    path = tmp_path / "study.yaml"
+    path.write_text(block)
+    with pytest.raises(SystemExit):
+        study(["--config", str(path), "--report_only", "--output", str(tmp_path / "study")])
+    # All of it was read and checked before this was found.
+    assert "Expected the result of at least one run" in capsys.readouterr().err
+
+
 def test_every_test_that_a_page_names_is_there() -> None:
     text = (DOCS / "reliability.md").read_text(encoding="utf-8")
     tests: dict[str, set[str]] = {}

@@ -272,9 +272,9 @@ class Plan:
             chance goes. Two arms are compared at the seeds that both have.
         arms: The conditions that are compared, by name.
         questions: What the study asks, fixed before anything runs; p-values are corrected for their number.
+        source: The publication, or what the study is about, as the report prints it.
         published: What a publication reports of arms, by the name of the arm; empty if there is none.
         published_tables: The tables of that publication that compare two arms.
-        source: The publication, or what the study is about, as the report prints it.
         note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
         conclusions: What the publication concluded, each with what this study says of it.
         growths: How AUROC grows with the number of training patches, in these series of arms.
@@ -287,9 +287,9 @@ class Plan:
     seeds: Sequence[int]
     arms: Mapping[str, Arm]
     questions: Sequence[Question]
-    published: Mapping[str, Published]
-    published_tables: Sequence[PublishedTable]
     source: str
+    published: Mapping[str, Published] = field(default_factory=dict)
+    published_tables: Sequence[PublishedTable] = ()
     note: str = ""
     conclusions: Sequence[Conclusion] = ()
     growths: Sequence[Growth] = ()

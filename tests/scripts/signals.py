@@ -53,7 +53,7 @@ class Place:
         arms["b"]["overrides"] |= {"model.network.dropout": 0.5}
         contents = {
             "name": "tiny", "title": "A tiny study", "source": "nowhere", "split": "valid", "seeds": [1], "arms": arms,
-            "published": {}, "published_tables": [], "questions": [],
+            "questions": [],
         }  # fmt: skip
         self.plan.write_text(yaml.safe_dump(contents))
         self.trained = folder / "trained"

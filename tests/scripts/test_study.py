@@ -50,7 +50,6 @@ def plan(patch_root: Path, cache_dir: Path, tmp_path: Path) -> Path:
             "dropout": {"label": "dropout", "config": config, "overrides": shared | {"model.network.dropout": 0.5}},
         },
         "published": {"plain": {"auroc": 0.944, "roc_figure": 3}},
-        "published_tables": [],
         "questions": [
             {"text": "Do they differ?", "arm": "plain", "other": "dropout", "reading": "reestimated",
              "test": "difference"},

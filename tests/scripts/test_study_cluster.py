@@ -25,9 +25,8 @@ def write_plan(path: Path, cache_dir: Path, steps: int) -> Path:
         "data.batch_size": 8, "data.cache_dir": str(cache_dir),
     }  # fmt: skip
     contents = {
-        "name": "two", "title": "Two runs", "source": "nowhere", "split": "valid", "seeds": [1, 2], "published": {},
-        "arms": {"cnn": {"label": "CNN", "config": "cnn", "overrides": overrides}}, "published_tables": [],
-        "questions": [],
+        "name": "two", "title": "Two runs", "source": "nowhere", "split": "valid", "seeds": [1, 2],
+        "arms": {"cnn": {"label": "CNN", "config": "cnn", "overrides": overrides}}, "questions": [],
     }  # fmt: skip
     path.write_text(yaml.safe_dump(contents))
     return path

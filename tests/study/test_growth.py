@@ -29,8 +29,6 @@ PLAN = Plan(
     seeds=[1, 2, 3],
     arms={f"of_{size}": Arm(f"{size} patches", CONFIG, {"data.train_patches": size}) for size in SIZES},
     questions=[],
-    published={},
-    published_tables=[],
     source="nowhere",
     growths=[Growth("network", [f"of_{size}" for size in SIZES])],
 )

@@ -22,7 +22,6 @@ PLAN = Plan(
     arms={"long": Arm("long", CNN), "short": Arm("short", CNN, SHORT)},
     questions=[Question("Are they as good?", "long", "short", "reestimated", "equivalence", 0.01)],
     published={"long": Published(auroc=0.9)},
-    published_tables=[],
     source="nowhere",
 )
 

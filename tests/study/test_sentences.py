@@ -21,8 +21,6 @@ PLAN = Plan(
     seeds=[1, 2, 3],
     arms={"one": Arm("first", Path("cnn")), "two": Arm("second", Path("cnn"))},
     questions=[DIFFERENCE, EQUIVALENCE],
-    published={},
-    published_tables=[],
     source="nowhere",
 )
 
