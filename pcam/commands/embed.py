@@ -21,8 +21,7 @@ class EmbedOptions:
         dtype: What embeddings are stored in; float16 takes half the space, and leaves three digits.
         tta: Average the embeddings of the eight symmetries of the square (test-time augmentation), at eight times the
             cost. Probes do not use these.
-        precision: "32-true", or "bf16-mixed" to compute in bfloat16, which is faster on a processor that has
-            instructions for it.
+        precision: "32-true", or "bf16-mixed" to compute in bfloat16, which is meant for GPUs.
     """
 
     splits: Sequence[SplitName] = ("train", "valid")

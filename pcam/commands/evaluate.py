@@ -49,7 +49,8 @@ def evaluate(
     the comparison of them goes to `<split>_comparison/` in the first run.
 
     Args:
-        runs: The run folders.
+        runs: The run folders, or published runs: those that come with the package by their names, such as best, folders
+            that `pcam export --format hub` wrote, or hf://owner/name.
         split: The split to measure on. The test split is read only if you ask for it.
         checkpoint: The checkpoint to measure: "best" by the experiment's `monitor`, "last", or "previous", the one
             before the last.

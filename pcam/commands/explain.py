@@ -45,7 +45,8 @@ def explain(
     `RUN/evaluation/<split>/`, or in `<split>_tta/` and so on.
 
     Args:
-        runs: The run folders.
+        runs: The run folders, or published runs: those that come with the package by their names, such as best, folders
+            that `pcam export --format hub` wrote, or hf://owner/name.
         inputs: Patches to draw instead of measuring over a split: a folder with its subfolders, image files, or HDF5
             files with the key x. The label is shown if the folder of a file is called 0 or 1.
         output: The PNG file for the sheet of --input; null is explanation.png.

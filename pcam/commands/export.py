@@ -61,7 +61,8 @@ def export(
     checkpoint. Where the run's data are not at hand, synthetic patches take their place.
 
     Args:
-        run: The run folder, or the name of a published run, such as best.
+        run: The run folder, or a published run: one that comes with the package by its name, such as best, a folder
+            that this command wrote with --format hub, or hf://owner/name.
         file_format: "onnx", a model that takes uint8 patches, normalises them itself and gives scores; "safetensors",
             the weights alone; "torchscript", a model that WSInfer's extension of QuPath runs, in a folder with the
             config.json that it reads; or "hub", a folder in the form of the Hugging Face hub, which every command takes

@@ -1,6 +1,7 @@
 """What the commands that build a network from its options have in common: embed and probe."""
 
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -98,5 +99,5 @@ def _help_parser(command: Callable[..., Any], options: type[Any]) -> Parser:
     )
     for name, option in data_options().items():
         default = " Required." if option.default is None else f" Default: {option.default}."
-        parser.add_argument(f"--data.{name}", help=option.explanation.replace("%", "%%") + default)
+        parser.add_argument(f"--data.{name}", default=SUPPRESS, help=option.explanation.replace("%", "%%") + default)
     return parser

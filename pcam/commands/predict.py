@@ -43,7 +43,8 @@ def predict(
     The scores of a patch are those that evaluating with the same options gives it.
 
     Args:
-        run: The run folder.
+        run: The run folder, or a published run: one that comes with the package by its name, such as best, a folder
+            that `pcam export --format hub` wrote, or hf://owner/name.
         inputs: What to score: a folder with its subfolders, image files, HDF5 files with the key x, or -- (or -) for a
             list of these on standard input, one a line.
         output: The CSV file for the scores, with the columns id, logit and score, in the order of the names of files.

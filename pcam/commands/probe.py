@@ -34,8 +34,7 @@ class ProbeOptions:
         experiment: Name of the experiment, which names a folder; null is probe_NAME, after the network.
         runs_dir: Folder of all runs; this one becomes <runs_dir>/<experiment>/version_N.
         dtype: What embeddings are stored in; float16 takes half the space, and leaves three digits.
-        precision: "32-true", or "bf16-mixed" to embed in bfloat16, which is faster on a processor that has instructions
-            for it.
+        precision: "32-true", or "bf16-mixed" to embed in bfloat16, which is meant for GPUs.
         neighbours: Also classify by this many nearest neighbours among the training patches; 0 does not.
         few_shot: Also draw a curve of what probes learn from 5 to 5,000 patches of each class, each number drawn this
             many times; 0 does not.

@@ -35,11 +35,12 @@ def slide(
 ) -> Path:
     """Score every 32x32 square of tissue of whole-slide images, each at 0.972 um per pixel in the centre of a window.
 
-    A slide that was stopped is gone on with, and one that is done is not scored again. A slide that cannot be read is
+    A slide that was stopped is resumed, and one that is done is not scored again. A slide that cannot be read is
     named in the end, with exit code 1, and the others are scored.
 
     Args:
-        run: The run folder.
+        run: The run folder, or a published run: one that comes with the package by its name, such as best, a folder
+            that `pcam export --format hub` wrote, or hf://owner/name.
         slides: The slides: files of scanners (Aperio, Hamamatsu, Leica, Mirax, Philips, Sakura, Ventana, Zeiss, DICOM),
             images (PNG, JPEG, TIFF), or folders of these.
         output: The folder for slides.csv and, for each slide, a folder with scores.tif (the map), map.png, top.png,
@@ -55,8 +56,8 @@ def slide(
             "previous", the one before the last.
         tta: Score each window by the mean over the eight symmetries of the square (test-time augmentation), at eight
             times the cost.
-        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is faster on a processor that
-            has instructions for it, and changes scores in their third digit.
+        precision: "32-true", or "bf16-mixed" to compute convolutions in bfloat16, which is meant for GPUs and changes
+            scores in their third digit.
         reestimate_bn: Estimate batch norm's running statistics again before scoring, on 10,000 un-augmented training
             patches.
         enlarged_sizes: The sizes in pixels, besides 96, that windows are evaluated at: some of those that the network

@@ -152,7 +152,7 @@ def short_parser() -> Parser:
     for name, option in data_options().items():
         if name in RARE_DATA_OPTIONS:
             continue
-        _add(group, f"--data.{name}", option, sentences=2)
+        _add(group, f"--data.{name}", option, sentences=1 if name == "root" else 2)
     group = parser.add_argument_group("The classifier")
     networks = f"{', '.join(network_names())}, or the path of any class that takes patches and gives logits"
     for name, explanation in {
@@ -170,7 +170,7 @@ def short_parser() -> Parser:
 def _add(group: Any, flag: str, option: Option, sentences: int | None = None) -> None:
     explanation = option.explanation.replace("``", "").partition(" Default: ")[0].replace("%", "%%")
     explanation = " ".join(re.split(r"(?<=[.!?]) ", explanation)[:sentences])
-    default = " Required." if option.default is None else f" Default: {option.default}."
+    default = f" Default: {'the one in the config' if option.default is None else option.default}."
     group.add_argument(flag, metavar="VALUE", default=SUPPRESS, help=explanation + default)
 
 

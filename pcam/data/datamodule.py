@@ -33,7 +33,8 @@ class PCamDataModule(LightningDataModule):
     later uses open the store at once, and pack again only if the folder has changed.
 
     Args:
-        root: Folder with the data, whose form is found by looking. The official
+        root: Folder with the data in one of these forms, which is recognised: the official HDF5 files, Kaggle's, class
+            folders, parquet files, TensorFlow Datasets', WILDS Camelyon17. What each looks like: the official
             `camelyonpatch_level_2_split_train_x.h5` and so on, or the same as `.h5.gz`, with the meta CSVs or without.
             Kaggle's `train_labels.csv` and `train/*.tif`: a tenth of them becomes the valid split, whole slides if a
             CSV of `id` and `slide`, or the official files of train with their meta CSV, lie beside them, else chosen

@@ -150,7 +150,7 @@ Finds metastases in patches of lymph-node sections, as in PatchCamelyon: whether
 32x32 pixels, of a patch of 96x96. For research and teaching; not a medical device.
 
 ```
-pip install pcam
+pip install .    # in a checkout of pcam
 pcam predict FOLDER --input PATCHES --output scores.csv
 ```
 

@@ -261,10 +261,10 @@ def claims(plan: Plan, results: Results) -> list[str]:
             )
             steps = next(iter(runs.values())).record["step"]
             found.append(
-                f"{plan.arms[arm].label}, after {steps:,} steps: evaluated as the published study did, a validation "
-                f"loss of {lagging['loss']} and an AUROC of {lagging['auroc']}; the same weights with re-estimated "
-                f"statistics, {current['loss']} and {current['auroc']}; with those of momentum 0.1, {trained['loss']} "
-                f"and {trained['auroc']}."
+                f"{plan.arms[arm].label}, after {steps:,} steps: with statistics of the published study's momentum, a "
+                f"validation loss of {lagging['loss']} and an AUROC of {lagging['auroc']}; the same weights with "
+                f"re-estimated statistics, {current['loss']} and {current['auroc']}; with those of momentum 0.1, "
+                f"{trained['loss']} and {trained['auroc']}."
             )
     return [*found, f"A network that knows nothing has a loss of ln 2 = {amount(log(2))}."] if found else found
 

@@ -31,7 +31,7 @@ FORMS: Final[tuple[Form, ...]] = (
     Camelyon17(),
     Camelyon17Parquet(),
 )
-"""All forms. The table in the README lists them too, and a test compares the two."""
+"""All forms. The table in docs/data.md lists them too, and a test compares the two."""
 
 
 def find_layout(root: Path) -> Layout:

@@ -103,7 +103,7 @@ class Form(ABC):
     """A way in which patches lie on disk.
 
     Attributes:
-        name: What messages and the README call the form.
+        name: What messages and docs/data.md call the form.
         contents: What lies in the folder, in one line.
     """
 
