@@ -35,7 +35,8 @@ def embed(args: Arguments) -> "dict[SplitName, EmbeddedSplit]":
 
     The embeddings of a split are a NumPy array of shape (patches, features), in the order of the packed store, beside
     it in the cache folder. An interrupted job goes on where it was, and what is there is not computed again. The name
-    of the file changes with the weights, the patches, and how patches enter the network.
+    of the file changes with the weights, the patches, and how patches enter the network. Every patch of a split is
+    embedded: --data.train_patches and --data.train_slides choose what a probe learns from, and change nothing here.
 
     Args:
         args: The words of a command line, as in `["--data.root", "data/pcam", "--model.network",

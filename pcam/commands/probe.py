@@ -85,9 +85,14 @@ def probe(args: Arguments) -> list[RunFolder]:
             f"Expected experiment to be the name of a folder below runs_dir, and no path, but found {experiment!r}; "
             f"choose another name."
         )
+    if options.split == "train" and (options.neighbours or options.few_shot):
+        raise UserError(
+            "Expected --split valid or test for --neighbours and --few_shot, but found train, which they learn from: "
+            "each patch would vote for itself."
+        )
     device = find_device()
     embedding = Embedding(network, data, device, dtype=options.dtype, precision=options.precision)
-    train, valid = embedding.open("train"), embedding.open("valid")
+    train, valid = embedding.open("train").chosen(data.rows("train")), embedding.open("valid")
     check_both_classes(train, valid)
     runs = []
     first: int = options.seed_everything
@@ -112,7 +117,7 @@ def probe(args: Arguments) -> list[RunFolder]:
     if options.neighbours or options.few_shot:
         folder = runs[0].evaluation(options.split)
         folder = folder.with_name(f"{folder.name}_embeddings")
-        measured = {"train": train, "valid": valid}.get(options.split) or embedding.open(options.split)
+        measured = valid if options.split == "valid" else embedding.open(options.split)
         if options.neighbours:
             logits = neighbour_logits(train, measured.matrix, options.neighbours)
             write_neighbours(logits, measured.labels, options.neighbours, folder)

@@ -131,7 +131,7 @@ class PCamDataModule(LightningDataModule):
         return self._stores[split]
 
     def rows(self, split: SplitName) -> NDArray[np.int64]:
-        """Number the rows of a split's store that are read.
+        """Number the rows of a split's store that are learned from, or measured on.
 
         Args:
             split: "train", "valid" or "test".
@@ -193,7 +193,9 @@ class PCamDataModule(LightningDataModule):
 
         Args:
             split: "train", "valid" or "test".
-            shuffle: Whether the order is shuffled, anew in each epoch; otherwise it is the order of the store.
+            shuffle: Whether patches come as training reads them: in another order in each epoch, and of train only
+                those that `train_slides` and `train_patches` choose. Otherwise it is every patch, in the order of the
+                store.
             shifted: Whether patches are given the staining of `stain_shifts`.
 
         Returns:
@@ -201,7 +203,7 @@ class PCamDataModule(LightningDataModule):
         """
         store = self.packed(split)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        rows = self.rows(split)
+        rows = self.rows(split) if shuffle else np.arange(len(store))
         batches = Batches(len(rows), self.batch_size, self.seed if shuffle else None, rank, world_size, rows)
         change = partial(shift_stains, shifts=self.stain_shifts) if shifted else None
         return BatchLoader(store, batches, self.num_workers, change)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,9 +47,22 @@ class EmbeddedSplit:
     seconds: float
     computed: int
 
+    def chosen(self, rows: NDArray[np.int64]) -> "EmbeddedSplit":
+        """Choose some of the patches.
+
+        Args:
+            rows: The rows of the patches, in the order of the packed store.
+
+        Returns:
+            The embeddings and labels of these alone; nothing is read if they are all.
+        """
+        if len(rows) == len(self.labels):
+            return self
+        return replace(self, matrix=self.matrix[rows], labels=self.labels[rows])
+
 
 class Embedding:
-    """Computes the embeddings of splits, or opens those that are there.
+    """Computes the embeddings of whole splits, or opens those that are there.
 
     They lie beside the packed stores, under a name that changes with the weights, the patches, how patches enter, and
     each of the options below.
@@ -84,7 +97,7 @@ class Embedding:
 
     def path(self, split: SplitName) -> Path:
         """The file of a split's embeddings, whether it is there or not."""
-        facts = {**self._facts, "patches": self.data.packed(split).fingerprint}
+        facts = {**self._facts, "form": 2, "patches": self.data.packed(split).fingerprint}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         return self.data.store_path(split).parent / "embeddings" / f"{split}-{key}.npy"
 

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning import Trainer
 
+import pcam
 from pcam.data import PCamDataModule
 from pcam.errors import UserError
 from tests.data.forms import noise, write_official_with_meta
@@ -38,6 +41,20 @@ def test_fewer_patches_are_among_more_and_every_epoch_sees_the_same(root: Path, 
         assert sorted(seen.tolist()) == sorted(chosen)
     assert sum(len(patches) for patches in few.training_patches(100, "cpu")) == 8  # whole batches of those alone
     assert sum(len(batch.labels) for batch in few.loader("valid")) == len(few.packed("valid"))
+
+
+def test_what_is_measured_is_the_whole_split(root: Path, cache_dir: Path) -> None:
+    few = data(root, cache_dir, train_patches=10)
+    seen = np.concatenate([batch.indices.numpy() for batch in few.loader("train")])
+    assert seen.tolist() == list(range(41))
+    network = pcam.BaselineCNN()
+    (path := root.parent / "version_0" / "checkpoints").mkdir(parents=True)
+    classifier = pcam.PatchClassifier(network, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    trainer = Trainer(max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(classifier, few)
+    trainer.save_checkpoint(path / "best.ckpt")
+    predictions = pcam.TrainedRun.load(path.parent, network=network, data=few).predict("train")
+    assert len(predictions.logits) == len(predictions.labels) == len(predictions.ids) == 41
 
 
 def test_slides_are_chosen_before_patches(root: Path, cache_dir: Path) -> None:

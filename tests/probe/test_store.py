@@ -75,6 +75,24 @@ def test_the_file_changes_with_whatever_changes_an_embedding(data: PCamDataModul
     assert name() == names[0]
 
 
+def test_a_split_is_embedded_whole_also_where_a_probe_learns_from_a_part(
+    data: PCamDataModule, network: TimmNetwork
+) -> None:
+    some = PCamDataModule(data.root, batch_size=8, cache_dir=data.cache_dir, train_patches=20)
+    whole, part = Embedding(network, data, CPU), Embedding(network, some, CPU)
+    assert whole.path("train") == part.path("train")
+    embedded = part.open("train")
+    assert len(embedded.matrix) == len(data.packed("train"))
+    assert embedded.matrix.any(axis=1).all()
+    rows = some.rows("train")
+    chosen = embedded.chosen(rows)
+    assert len(rows) == 20
+    patches = torch.from_numpy(data.packed("train").patches[rows]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        np.testing.assert_allclose(chosen.matrix, network.eval().embed(patches).numpy(), rtol=1e-4, atol=1e-5)
+    assert chosen.labels.tolist() == data.packed("train").labels[rows].tolist()
+
+
 class Counting:
     """An embedder that counts the patches that it has seen, and fails after some."""
 

@@ -49,6 +49,13 @@ def run(probed: RunFolder, tmp_path: Path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(probed.path, tmp_path / "probe_test_resnet" / "version_0")))
 
 
+def test_train_is_not_measured_by_neighbours_among_itself(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--runs_dir", str(tmp_path), "--split", "train", "--neighbours", "3"]
+    assert "Expected --split valid or test for" in sentence(capsys, main_of_probe, [*words, *more], 1)
+
+
 @pytest.mark.slow  # takes some seconds
 def test_a_probe_is_a_run_folder_like_any_other(run: RunFolder, words: list[str]) -> None:
     rows = pd.read_csv(run.metrics)
