@@ -143,14 +143,14 @@ def adapted_logits(
         return (batch if change is None else change(batch)).patches.to(device)
 
     logits, unadapted = torch.empty(len(store)), []
+    as_trained: Callable[[Patches], Logits] | None = None
     for name, rows in units_of(store, adaptation.unit).items():
-        adapted = network
         if len(rows) < MIN_PATCHES or not name:
             unadapted.append(name)
+            classify = as_trained = as_trained or classifier(network)
         else:
             some_patches = (patches(rows[few]) for few in sample_batches(len(rows)))
-            adapted = adapt(network, some_patches, adaptation, trained_on)
-        classify = classifier(adapted)
+            classify = classifier(adapt(network, some_patches, adaptation, trained_on))
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
             logits[some] = classify(patches(some)).float().cpu()

@@ -41,11 +41,14 @@ class Engine:
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
         self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", options), threads)
-        self._queue.set_callback(self._keep)
-        self._found: dict[int, NDArray[np.float32]] = {}
+        found: dict[int, NDArray[np.float32]] = {}
 
-    def _keep(self, request: Any, number: int) -> None:
-        self._found[number] = request.get_output_tensor().data.copy()
+        # Not a method: the queue would hold the engine, and the engine the queue, which Python cannot see and free.
+        def keep(request: Any, number: int) -> None:
+            found[number] = request.get_output_tensor().data.copy()
+
+        self._queue.set_callback(keep)
+        self._found = found
 
     def __call__(self, patches: Patches) -> Logits | Embeddings:
         """Compute logits or embeddings.
@@ -115,12 +118,12 @@ def _converted(network: nn.Module, patches: Patches) -> Any:
         return found
 
     with warnings.catch_warnings():
-        # PyTorch 2.15 deprecates what OpenVINO 2026.4 takes; what torch.export gives takes it three times as long.
-        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         # A decision that depends on the patches would become that for these.
         warnings.filterwarnings("error", category=TracerWarning)
         warnings.filterwarnings("ignore", category=TracerWarning, module="jaxtyping|timm")  # they compare shapes
-        traced = torch.jit.trace(function, patches, check_trace=False)  # type: ignore[no-untyped-call]  # torch 2.15
+        # As torch.jit.trace does, which keeps every function that it has followed, with its weights, until Python ends.
+        graph, _ = torch._C._create_graph_by_tracing(function, (patches,), lambda tensor: "", True, False)
+        traced = torch._C.CompilationUnit().create_function("network", graph)
     frontend = FrontEndManager().load_by_framework("pytorch")  # openvino.convert_model takes a second longer
     decoder = TorchScriptPythonDecoder(traced, example_input=patches)  # must live until the end of the conversion
     model = frontend.load(decoder)

@@ -127,8 +127,9 @@ class BatchNormReadings(Callback):
 
 
 def _validate(trainer: Trainer, classifier: PatchClassifier, data: PCamDataModule) -> dict[str, Tensor]:
-    with classifier.evaluating(trainer.precision):
-        for index, batch in enumerate(data.loader("valid")):
+    loader = data.loader("valid")
+    with classifier.evaluating(trainer.precision, len(loader)):
+        for index, batch in enumerate(loader):
             with trainer.precision_plugin.val_step_context():
                 classifier.validation_step(classifier.transfer_batch_to_device(batch, classifier.device, 0), index)
     return classifier.compute_validation_metrics()

@@ -1,7 +1,9 @@
 """OpenVINO against PyTorch: the same scores, or PyTorch and a sentence."""
 
 import sys
+import weakref
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +53,26 @@ def test_embeddings_are_those_of_pytorch(tta: bool) -> None:
     assert expected.shape == (9, 1280)
     assert expected.std() > 1e-2
     torch.testing.assert_close(fast(patches(9)), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_an_engine_is_freed_with_its_threads_and_memory() -> None:
+    def made() -> weakref.ref[engine.Engine]:
+        compiled = engine.compiled(network, 1)
+        assert compiled is not None
+        compiled(patches(9).float())
+        return weakref.ref(compiled)
+
+    network = BaselineCNN().eval().requires_grad_(False)
+    made()
+    threads, functions = thread_count(), len(torch.jit._state._python_cu.get_functions())
+    assert [made()() for _ in range(3)] == [None] * 3
+    assert thread_count() == threads
+    assert len(torch.jit._state._python_cu.get_functions()) == functions  # PyTorch keeps none with its weights
+
+
+def thread_count() -> int:
+    """The number of threads of this process, those of libraries among them."""
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 class Deciding(nn.Module):
