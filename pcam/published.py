@@ -4,6 +4,7 @@ A published run is a run folder that has its weights in `model.safetensors` and 
 other, and cannot be trained further.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,8 @@ HUB: Final = "hf://"
 """What the address of a run on the Hugging Face hub begins with."""
 
 RESULTS_FOLDER: Final = Path("lightning_logs", "published")
-"""Where results of published runs are written, each in a folder of its own, as their own folders are not the user's."""
+"""Where results of published runs are written, each in a folder of its own, as their own folders are not the user's. Its
+name is that of the run and the beginning of the SHA-256 of its weights."""
 
 _SHIPPED: Final = Path(__file__).parent / "pretrained"
 _NEEDED: Final = ("config.yaml", WEIGHTS_FILE, "environment.json", "evaluation/*/metrics.json")
@@ -42,12 +44,22 @@ def find_published(path: Path) -> tuple[Path, str] | None:
         UserError: If the hub does not have it, or cannot be reached.
     """
     if str(path) in shipped_runs():
-        return _SHIPPED / path, str(path)
+        return _SHIPPED / path, _results_name(str(path), _SHIPPED / path)
     text = str(path).replace("hf:/", HUB) if not str(path).startswith(HUB) else str(path)  # a Path drops a slash
     if not text.startswith(HUB):
         return None
     name, _, revision = text.removeprefix(HUB).partition("@")
-    return _download(name, revision or None), name.replace("/", "--")
+    folder = _download(name, revision or None)
+    return folder, _results_name(name.replace("/", "--"), folder)
+
+
+def _results_name(name: str, folder: Path) -> str:
+    """Name the folder for results after the weights too: other weights of the same name have thresholds of their own."""
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():  # which loading says
+        return name
+    with weights.open("rb") as file:
+        return f"{name}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
 
 def _download(name: str, revision: str | None) -> Path:

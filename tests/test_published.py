@@ -1,6 +1,7 @@
 """Published runs: written by export, read back by every command, by folder, by name and by address."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -127,7 +128,13 @@ def test_a_run_of_the_hub_is_found_by_its_address(
     (repository / "refs" / "main").write_text("0" * 40)
     run = RunFolder.find(Path("hf://someone/cnn"))
     assert run.checkpoint("best").samefile(repository / "snapshots" / ("0" * 40) / "model.safetensors")
-    assert run.output == Path("lightning_logs/published/someone--cnn")
+    assert re.fullmatch(r"lightning_logs/published/someone--cnn-[0-9a-f]{8}", str(run.output))
+    # Another revision has other weights, and so thresholds of its own.
+    shutil.copytree(repository / "snapshots" / ("0" * 40), repository / "snapshots" / ("1" * 40))
+    other = repository / "snapshots" / ("1" * 40) / "model.safetensors"
+    other.write_bytes(other.read_bytes() + b" ")
+    assert RunFolder.find(Path(f"hf://someone/cnn@{'1' * 40}")).output not in (run.output, None)
+    assert RunFolder.find(Path("hf://someone/cnn")).output == run.output
     with pytest.raises(UserError, match=r"Expected the address of a run on the Hugging Face hub, hf://owner/name, but"):
         RunFolder.find(Path("hf://a/b/c"))
 
@@ -156,7 +163,8 @@ def test_results_of_a_shipped_run_stay_out_of_the_package(
     package = RunFolder.find(Path("best")).path
     before = {path: path.stat().st_mtime_ns for path in package.rglob("*")}
     [output] = evaluate([Path("best")], root=patch_root)
-    assert output == Path("lightning_logs/published/best/evaluation/valid")
+    assert output == RunFolder.find(Path("best")).output / "evaluation" / "valid"
+    assert output.is_relative_to("lightning_logs/published")
     assert (tmp_path / output / "predictions.csv").is_file()
     [sheet] = explain([Path("best")], root=patch_root, shown=2)
     assert (tmp_path / sheet).is_relative_to(tmp_path / "lightning_logs")
@@ -166,7 +174,8 @@ def test_results_of_a_shipped_run_stay_out_of_the_package(
 @pytest.mark.slow  # takes some seconds
 def test_a_shipped_run_is_exported_without_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert export(Path("best"), "safetensors") == Path("lightning_logs/published/best/export/model.safetensors")
-    card = json.loads((tmp_path / "lightning_logs/published/best/export/model.safetensors.json").read_text())
+    exported = export(Path("best"), "safetensors")
+    assert exported.is_relative_to("lightning_logs/published")
+    card = json.loads(exported.with_name("model.safetensors.json").read_text())
     assert card["parity"]["of"] == "synthetic patches"
     assert card["chosen_on_valid"] is not None
