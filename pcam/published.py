@@ -18,8 +18,9 @@ HUB: Final = "hf://"
 """What the address of a run on the Hugging Face hub begins with."""
 
 RESULTS_FOLDER: Final = Path("lightning_logs", "published")
-"""Where results of published runs are written, each in a folder of its own, as their own folders are not the user's. Its
-name is that of the run and the beginning of the SHA-256 of its weights."""
+"""Where results of published runs are written, as their own folders are not the user's.
+
+Each has a folder whose name is that of the run and the beginning of the SHA-256 of its weights."""
 
 _SHIPPED: Final = Path(__file__).parent / "pretrained"
 _NEEDED: Final = ("config.yaml", WEIGHTS_FILE, "environment.json", "evaluation/*/metrics.json")
@@ -54,7 +55,7 @@ def find_published(path: Path) -> tuple[Path, str] | None:
 
 
 def _results_name(name: str, folder: Path) -> str:
-    """Name the folder for results after the weights too: other weights of the same name have thresholds of their own."""
+    """Name the folder for results after the weights too: others of the same name have thresholds of their own."""
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():  # which loading says
         return name

@@ -195,6 +195,12 @@ class PackedSplit:
     def _column(self, name: str) -> NDArray[np.uint8]:
         try:
             with h5py.File(self.path, "r") as file:
+                is_same = [file.attrs[key].decode() for key in ("fingerprint", "signature")]
+                if is_same != [self.fingerprint, self.signature]:  # the patches are still those of the earlier file
+                    raise UserError(
+                        f"Expected {self.path} as this process opened it, but another process has packed it again, as "
+                        f"its files have changed; start again."
+                    )
                 column: NDArray[np.uint8] = file[name][:]
                 if len(column) != len(self):
                     raise ValueError(f"it holds {len(column)} '{name}' for {len(self)} patches")

@@ -116,7 +116,7 @@ def score_slides(
                 row = written_row(folder, key)
                 if row is None:
                     unfinished = folder / "unfinished.npz"
-                    within = None if areas is None else read_marked(areas, slide)
+                    within = None if areas is None else read_marked(areas, slide, tumour=False)
                     classify = partial(classifiers.of(slide, bar.say).logits, batch_size=batch_size)
                     scores = score(slide, classify, limit, within, batch_size, unfinished=unfinished, key=key,
                                    report=bar.begin(path))  # fmt: skip

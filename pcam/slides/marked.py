@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,7 +23,9 @@ ENDINGS: Final = (".xml", ".geojson", ".json", "_mask.tif", "_mask.tiff", ".tif"
 
 TUMOUR_GROUPS: Final = frozenset({"_0", "_1", "tumor", "tumour", "metastases", "metastasis", "none"})
 EXCLUDED_GROUPS: Final = frozenset({"_2", "exclusion", "normal"})
-"""ASAP's groups of annotations, in lower case: what is tumour, and what is cut out of it.
+"""ASAP's groups and QuPath's classes of annotations, in lower case: what is tumour, and what is cut out of it.
+
+What has no group is "none".
 
 Source: CAMELYON16's and CAMELYON17's README: _0 and _1 are tumour and _2 are normal parts within it; metastases and
 normal.
@@ -177,25 +179,28 @@ def find_marked(place: Path, slide: Path) -> Path | None:
     return next((path for path in candidates if path is not None and not path.samefile(slide)), None)
 
 
-def read_marked(path: Path, slide: Slide) -> Marked:
+def read_marked(path: Path, slide: Slide, *, tumour: bool = True) -> Marked:
     """Read the areas of a slide that a file marks.
 
     Args:
         path: Annotations of ASAP (.xml), in pixels of the finest version of the whole slide; GeoJSON (.geojson or
             .json), as QuPath writes it, in pixels from the corner of what QuPath shows; or a mask.
         slide: The slide.
+        tumour: Whether the areas are to be tumour: then a group (of ASAP) or class (of QuPath) that is neither tumour
+            nor cut out of it is refused. Otherwise every area counts, but for what is cut out.
 
     Returns:
         The areas.
 
     Raises:
-        UserError: If it cannot be read, or has areas outside of the slide.
+        UserError: If it cannot be read, has areas outside of the slide, or of an unknown group.
     """
     ending = path.suffix.lower()
     if ending not in (".xml", ".geojson", ".json"):
         return MarkedImage(path, slide)
     try:
-        polygons = list(_asap(path, slide) if ending == ".xml" else _geojson(json.loads(path.read_bytes()), slide))
+        found = _asap(path, slide) if ending == ".xml" else _geojson(json.loads(path.read_bytes()), slide)
+        polygons = [replace(polygon, marks=_marks(group, path, tumour)) for polygon, group in found]
     except UserError:
         raise
     except Exception as error:  # what is no XML or GeoJSON fails in many ways
@@ -215,40 +220,50 @@ def read_marked(path: Path, slide: Slide) -> Marked:
     return MarkedPolygons(polygons)
 
 
-def _asap(path: Path, slide: Slide) -> Iterator[Polygon]:
-    """Read the annotations of ASAP. A file that defines entities is refused: they could be endless."""
+def _marks(group: str, path: Path, tumour: bool) -> bool:
+    """Say whether areas of a group are marked, or cut out of others; refuse a group that may be either."""
+    if tumour and group.lower() not in TUMOUR_GROUPS | EXCLUDED_GROUPS:
+        raise UserError(
+            f"Expected groups of annotations that are tumour ({', '.join(sorted(TUMOUR_GROUPS))}) or normal "
+            f"({', '.join(sorted(EXCLUDED_GROUPS))}) in {path}, but found '{group}'; rename it in the program that "
+            f"wrote the file, or leave it out."
+        )
+    return group.lower() not in EXCLUDED_GROUPS
+
+
+def _asap(path: Path, slide: Slide) -> Iterator[tuple[Polygon, str]]:
+    """Read the annotations of ASAP, with the group of each.
+
+    A file that defines entities is refused: they could be endless.
+    """
     root = import_extra("defusedxml.ElementTree", "slides").parse(path).getroot()
     annotations = root.findall(".//Annotation")
     if root.tag != "ASAP_Annotations":
         raise ValueError(f"its first element is {root.tag}")
     for annotation in annotations:
-        group = annotation.get("PartOfGroup", "None")
-        if group.lower() not in TUMOUR_GROUPS | EXCLUDED_GROUPS:
-            raise UserError(
-                f"Expected groups of annotations that are tumour ({', '.join(sorted(TUMOUR_GROUPS))}) or normal "
-                f"({', '.join(sorted(EXCLUDED_GROUPS))}) in {path}, but found '{group}'; rename it in ASAP."
-            )
         found = sorted(annotation.iter("Coordinate"), key=lambda one: float(one.get("Order", 0)))
         corners = [(float(one.attrib["X"]), float(one.attrib["Y"])) for one in found]
-        yield Polygon(_ring(corners, slide, slide.offset), marks=group.lower() in TUMOUR_GROUPS)
+        yield Polygon(_ring(corners, slide, slide.offset)), annotation.get("PartOfGroup", "None")
 
 
-def _geojson(found: Any, slide: Slide) -> Iterator[Polygon]:
+def _geojson(found: Any, slide: Slide, group: str = "None") -> Iterator[tuple[Polygon, str]]:
+    """Read polygons in GeoJSON, with the class that QuPath gave each."""
     if isinstance(found, list):
         for one in found:
-            yield from _geojson(one, slide)
+            yield from _geojson(one, slide, group)
         return
     kind = found["type"]
     if kind == "FeatureCollection":
         yield from _geojson(found["features"], slide)
     elif kind == "Feature":
-        yield from _geojson(found["geometry"], slide)
+        given = (found.get("properties") or {}).get("classification") or {}
+        yield from _geojson(found["geometry"], slide, given.get("name") or ": ".join(given.get("names", [])) or "None")
     elif kind == "GeometryCollection":
-        yield from _geojson(found["geometries"], slide)
+        yield from _geojson(found["geometries"], slide, group)
     elif kind in ("Polygon", "MultiPolygon"):
         for polygon in [found["coordinates"]] if kind == "Polygon" else found["coordinates"]:
             ring, *holes = (_ring([corner[:2] for corner in one], slide, (0, 0)) for one in polygon)
-            yield Polygon(ring, holes)
+            yield Polygon(ring, holes), group
     else:
         raise ValueError(f"a {kind} has no area")
 

@@ -147,7 +147,7 @@ def score_slide(
         UserError: If the slide cannot be read or does not say its resolution, or the threshold is not known.
     """
     slide = open_slide(Path(path), mpp)
-    marked = None if tissue is None else read_marked(Path(tissue), slide)
+    marked = None if tissue is None else read_marked(Path(tissue), slide, tumour=False)
     limit = threshold if isinstance(threshold, float) else chosen_threshold(run, threshold, tta)
 
     def classify(patches: PatchArray) -> NDArray[np.float32]:

@@ -80,6 +80,18 @@ def test_a_store_is_packed_once_and_again_when_its_files_change(path: Path, capl
     assert f"The files behind {path} have changed since it was packed" in caplog.text
 
 
+def test_names_of_a_store_that_was_packed_again_are_not_taken_for_those_of_the_open_one(path: Path) -> None:
+    store = pack(files(), path, "Packing")
+    again = IMAGES.copy()
+    again[0] = 255 - again[0]  # as many patches, in another order
+    other = pack(files(again, LABELS, "two"), path, "Packing")
+    assert len(other) == len(store)
+    for read in (store.ids, store.origins, store.pixel_hashes, store.verify):
+        with pytest.raises(UserError, match="another process has packed it again"):
+            read()
+    assert len(other.ids()) == len(other)
+
+
 def test_a_store_travels_as_its_path(path: Path) -> None:
     store = pack(files(), path, "Packing")
     parcel = pickle.dumps(store)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,28 @@ def test_geojson_is_pixels_from_the_corner_of_what_was_scanned(slide: Slide, tmp
     assert np.array_equal(read_marked(path, slide).mask(0, 0, 150, 155), expected)
 
 
+def feature(name: str | None, *names: str, corners: list[tuple[float, float]] | None = None) -> dict[str, Any]:
+    """An annotation as QuPath writes it, of a class or of none."""
+    geometry = {"type": "Polygon", "coordinates": [corners or box(0, 0, 160, 160)]}
+    given = {"classification": {"names": names} if names else {"name": name, "color": [200, 0, 0]}}
+    return {"type": "Feature", "geometry": geometry, "properties": {} if name is None and not names else given}
+
+
+def test_classes_of_qupath_say_what_is_tumour(slide: Slide, tmp_path: Path) -> None:
+    path = tmp_path / "slide.geojson"
+    normal = feature("Normal", corners=box(40, 40, 80, 80))
+    whole, cut = np.zeros((155, 150), dtype=bool), np.zeros((155, 150), dtype=bool)
+    whole[:40, :40] = cut[:40, :40] = True
+    cut[10:20, 10:20] = False
+    for found in (feature("Tumor"), feature(None), feature(None, "metastasis")):
+        path.write_text(json.dumps([normal, found]))
+        assert np.array_equal(read_marked(path, slide).mask(0, 0, 150, 155), cut)
+    path.write_text(json.dumps([feature("Region*")]))
+    assert np.array_equal(read_marked(path, slide, tumour=False).mask(0, 0, 150, 155), whole)
+    path.write_text(json.dumps([normal, feature("Tissue")]))
+    assert np.array_equal(read_marked(path, slide, tumour=False).mask(0, 0, 150, 155), cut)
+
+
 @pytest.mark.parametrize("shrink", [1, 4, 8])
 def test_a_mask_lies_over_the_whole_slide_at_any_resolution(shrink: int, slide: Slide, tmp_path: Path) -> None:
     mask = np.zeros((640 // shrink, 640 // shrink), np.uint8)
@@ -97,8 +120,9 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]>'
         ("a.xml", asap(before=BOMB), "EntitiesForbidden"),
         ("a.xml", asap(("_0", box(0, 0, 9, 9)[:2])), "a polygon has 2 corners"),
         ("a.xml", asap(("_0", [(0, 0), (9, float("inf")), (9, 9)])), "a coordinate is no finite number"),
-        ("a.xml", asap(("stroma", box(0, 0, 99, 99))), r"groups of annotations .*found 'stroma'; rename it in ASAP"),
+        ("a.xml", asap(("stroma", box(0, 0, 99, 99))), r"groups of annotations .*found 'stroma'; rename it in"),
         ("a.xml", asap(("_0", box(9000, 0, 9100, 99))), r"areas within slide, but .*begins at \(8960, -20\), outside"),
+        ("a.geojson", json.dumps(feature("Stroma")), r"groups of annotations .*found 'Stroma'; rename it in"),
         ("a.geojson", "{", r"polygons in GeoJSON in .*a.geojson, .*JSONDecodeError"),
         ("a.geojson", '{"type": "Point", "coordinates": [1, 2]}', "a Point has no area"),
         ("a.geojson", '{"type": "Feature", "geometry": null}', "cannot be read as such"),
