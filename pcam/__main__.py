@@ -25,9 +25,9 @@ def main(args: Arguments = None) -> None:
     """
     words = sys.argv[1:] if args is None else list(args)
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
+        say([overview()])
     elif words[0] == "--version":
-        print(f"pcam {pcam.__version__}")
+        say([f"pcam {pcam.__version__}"])
     elif words[0] in MODULES:
         import_module(f"pcam.commands.{words[0]}").main(words[1:])
     elif words[0] in DATA_COMMANDS:
@@ -35,6 +35,16 @@ def main(args: Arguments = None) -> None:
     else:
         advice = similar_names(words[0], [*MODULES, *DATA_COMMANDS], "pcam --help lists them", likeness=0.4)
         leave(f"Expected a command of pcam, but found '{words[0]}'; {advice}.", 2)
+
+
+@front_door
+def say(args: Arguments = None) -> None:
+    """Print something.
+
+    Args:
+        args: What is printed.
+    """
+    print(*(args or []))
 
 
 @front_door

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import glob
 import os
 import platform
@@ -56,6 +57,21 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def link_path(source: Path, final: Path) -> None:
+    """Make `final` another name of the file `source`, or a copy of it where the file system has no such names.
+
+    Args:
+        source: A file that is never changed, only replaced.
+        final: The other name; what is there is replaced at once, as `atomic_path` does it.
+    """
+    with atomic_path(final) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # exFAT, and disks of some clouds; if it is another fault, copying meets it too
+            shutil.copyfile(source, temporary)
+
+
 @contextmanager
 def atomic_folder(final: Path, purpose: str) -> Iterator[Path]:
     """Lend a temporary folder beside `final`, and rename it to `final` if the block ends without an exception.
@@ -80,7 +96,15 @@ def atomic_folder(final: Path, purpose: str) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.replace(final)
+        try:
+            temporary.replace(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise UserError(
+                f"Expected a new or empty folder {purpose}, but another process has written to {final} meanwhile; "
+                f"choose another."
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

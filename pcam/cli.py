@@ -122,6 +122,11 @@ class PCamCLI(LightningCLI):
             own = ["--config", str(self.run.config)]
             words = [*own, *words]
         self.config = parser.parse_args(words)
+        if resume is None and self.config.resume is not None:
+            parser.error(
+                f"Expected --resume on the command line alone, but found resume: {self.config.resume} in a config; "
+                f"remove it there, and type --resume {self.config.resume}."
+            )
         if resume is not None and len(self.config.config) > 1:
             parser.error("Expected --config or --resume, but found both; a resumed run has its own config.")
         _check_values(parser, self.config)
@@ -292,7 +297,8 @@ def _check_replaced_network(parser: TrainingParser, config: Any, words: list[str
         return
     for path in config.config or []:
         written = yaml.safe_load(Path(path.absolute).read_text(encoding="utf-8"))
-        replaced = written.get("model", {}).get("network", {}).get("class_path", network.class_path)
+        named = ((written or {}).get("model") or {}).get("network") or {}
+        replaced = named if isinstance(named, str) else named.get("class_path", network.class_path)
         if replaced != network.class_path:
             parser.error(
                 f"Expected --model.network.weights beside --model.network {network.class_path}, but found none: those "

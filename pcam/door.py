@@ -27,7 +27,7 @@ from pcam import wrong_values
 from pcam.errors import REFUSALS, SIGNALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
-from pcam.terminal import printable, similar_names
+from pcam.terminal import nobody_reads, printable, similar_names
 from pcam.yaml_files import check_yaml
 
 Arguments = Sequence[str] | None
@@ -61,12 +61,17 @@ def front_door(main: Main) -> Main:
         with _signals() as received:
             try:
                 _check_working_directory()
-                main(args)
+                try:
+                    main(args)
+                finally:
+                    sys.stdout.flush()
             except StoppedError as error:
                 leave(str(error), 128 + error.signal_number)
             except KeyboardInterrupt:
                 leave("Interrupted.", 128 + signal.SIGINT)
             except Exception as error:
+                if isinstance(error, BrokenPipeError) and nobody_reads():
+                    sys.exit(128 + signal.SIGPIPE)  # as if the signal had ended it, which Python ignores
                 if received:  # a library has made another error of the one that the signal raised
                     leave("Stopped.", 128 + received[0])
                 _answer(error)
@@ -252,6 +257,8 @@ class Parser(ArgumentParser):
         lists = [kind for kind in (parameter.annotation, *get_args(parameter.annotation)) if get_origin(kind) is list]
         if lists:
             kinds |= {"type": get_args(lists[0])[0], "nargs": "+"}
+            if spelling.startswith("-"):  # given twice, it has the values of both
+                kinds |= {"action": "extend"}
         is_required = parameter.default is inspect.Parameter.empty
         if not spelling.startswith("-"):
             optional = {} if is_required else {"nargs": "*" if lists else "?", "default": parameter.default}

@@ -9,6 +9,9 @@ from torch import Tensor
 PATCH_SIZE: Final = 96
 """Height and width of a patch in pixels."""
 
+PATCH_SHAPE: Final = (PATCH_SIZE, PATCH_SIZE, 3)
+"""The shape of a patch where its channels, red, green and blue, come last."""
+
 CENTRE_START: Final = 32
 CENTRE_STOP: Final = 64
 """Rows and columns 32..63 decide the label: 1 if at least one of their pixels is tumour, whatever surrounds them.

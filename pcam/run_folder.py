@@ -306,8 +306,14 @@ def run_names(runs: Sequence[RunFolder]) -> list[str]:
 
 def _git_commit() -> str | None:
     """The commit of this code, with "-dirty" if files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+    place = Path(__file__)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(place.parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", place.name)  # fails where it is installed within a repository of its user's
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,13 @@
-"""Names as a terminal may show them, and names that a user may have meant."""
+"""Names as a terminal may show them, names that a user may have meant, and a terminal that reads no more."""
 
+import os
+import select
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
+
+STDOUT: Final = 1
+"""The number of standard output."""
 
 
 def printable(text: str) -> str:
@@ -33,3 +39,15 @@ def similar_names(found: str, known: Iterable[str], otherwise: str, *, likeness:
     """
     near = get_close_matches(found, list(dict.fromkeys(known)), n=3, cutoff=likeness)
     return f"similar ones are {', '.join(near)}" if near else otherwise
+
+
+def nobody_reads() -> bool:
+    """Find whether standard output is a pipe to a command that has ended, such as `head`; then close it for good."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # that the other end is closed is told whatever is asked for
+    is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # for what Python still writes when it ends
+    return is_closed

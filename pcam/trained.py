@@ -28,7 +28,7 @@ from pcam.messages import rank_zero_warn
 from pcam.models.batch_norm import REESTIMATION_PATCHES, reestimate_batch_norm
 from pcam.models.inference import EvaluationSettings, InferenceNetwork
 from pcam.options import Adaptation, CheckpointName, Precision, SplitName
-from pcam.patches import PatchArray, Patches
+from pcam.patches import PATCH_SHAPE, PatchArray, Patches
 from pcam.rebuilding import build_data, build_network, load_weights, read_config
 from pcam.run_folder import RunFolder
 
@@ -393,7 +393,7 @@ def check_same_patches(runs: Sequence[TrainedRun], splits: Iterable[SplitName]) 
 
 def _check_patches(patches: NDArray[np.uint8] | Tensor) -> None:
     shape = tuple(patches.shape)
-    if patches.dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+    if patches.dtype not in (np.uint8, torch.uint8) or shape[1:] not in (PATCH_SHAPE, (3, *PATCH_SHAPE[:2])):
         raise ValueError(
             f"Expected patches as uint8 of shape (count, 96, 96, 3) or (count, 3, 96, 96), but found {patches.dtype} "
             f"of shape {shape}."

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pcam.atomic import atomic_path, clear_abandoned, is_stream, temporary_path
+from pcam.atomic import atomic_folder, atomic_path, clear_abandoned, is_stream, link_path, temporary_path
 from pcam.errors import UserError
 
 
@@ -120,3 +121,41 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as raised, atomic_path(tmp_path / "file"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert raised.value.filename == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_another_name_of_a_file_is_a_copy_where_there_are_no_such_names(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    source, final = tmp_path / "last", tmp_path / "previous"
+    source.write_text("new")
+    for before in (None, "old"):
+        if before:
+            final.unlink()
+            final.write_text(before)
+        link_path(source, final)
+        assert final.read_text() == "new"
+        assert final.samefile(source) is has_links
+    link_path(source, final)  # if they are one file already
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "previous"]
+
+
+def test_of_two_processes_that_write_one_folder_the_second_is_told(tmp_path: Path) -> None:
+    def write(content: str, meanwhile: Callable[[], None]) -> None:
+        with atomic_folder(tmp_path / "made", "for it") as temporary:
+            meanwhile()
+            (temporary / "file").write_text(content)
+
+    def first() -> None:
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "file").write_text("first")
+
+    with pytest.raises(UserError, match=r"Expected a new or empty folder for it, but another process has written to"):
+        write("second", first)
+    assert (tmp_path / "made" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

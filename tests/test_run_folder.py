@@ -1,12 +1,15 @@
 """Run folders and the metrics file."""
 
 import json
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pcam import run_folder
 from pcam.errors import UserError
 from pcam.run_folder import RunFolder, are_seeds, run_names
 from pcam.training.metrics_file import MetricsFile
@@ -52,6 +55,29 @@ def test_the_environment_is_recorded(tmp_path: Path) -> None:
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["data_fingerprints"] == {"train": "abc"}
     assert environment["packages"].keys() >= {"torch", "lightning"}
+
+
+def test_the_commit_is_that_of_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True)
+
+    def commit() -> str | None:
+        RunFolder(tmp_path / "run").write_environment("cpu", {})
+        found: str | None = json.loads((tmp_path / "run" / "environment.json").read_text())["git_commit"]
+        return found
+
+    (tmp_path / "run").mkdir()
+    package = tmp_path / "site-packages" / "run_folder.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr(run_folder, "__file__", str(package))
+    git("init")
+    git("commit", "--allow-empty", "--message", "somebody else's")
+    assert commit() is None  # installed within a repository, and no part of it
+    git("add", str(package))
+    git("commit", "--message", "a checkout")
+    assert re.fullmatch("[0-9a-f]{40}", commit() or "")
 
 
 def test_runs_that_differ_in_their_seeds_and_in_what_they_show_are_seeds(tmp_path: Path) -> None:

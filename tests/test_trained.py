@@ -147,6 +147,8 @@ def test_opening_and_using_a_run_changes_nothing_of_the_process(run_path: Path) 
         (np.zeros((2, 96, 96, 3), np.float32), "float32 of shape"),
         (np.zeros((2, 96, 96), np.uint8), r"uint8 of shape \(2, 96, 96\)"),
         (torch.zeros(2, 4, 96, 96, dtype=torch.uint8), r"of shape \(2, 4, 96, 96\)"),
+        (np.zeros((2, 64, 64, 3), np.uint8), r"uint8 of shape \(2, 64, 64, 3\)"),
+        (torch.zeros(2, 3, 96, 64, dtype=torch.uint8), r"of shape \(2, 3, 96, 64\)"),
     ],
 )
 def test_what_are_no_patches_is_refused(patches: np.ndarray, found: str, run: TrainedRun) -> None:

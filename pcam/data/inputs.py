@@ -79,8 +79,8 @@ def count_inputs(paths: Iterable[Path]) -> int:
 
     Args:
         paths: Folders (searched with their subfolders for jpg, jpeg, png, tif and tiff, hidden files aside), image
-            files, and HDF5 files with the key `x`, packed with gzip (`.h5.gz`) or not. They are
-            iterated over several times.
+            files, and HDF5 files with the key `x`, packed with gzip (`.h5.gz`) or not. They are iterated over several
+            times. The ids of patches begin with the path of their HDF5 file, of an only one with its name.
 
     Returns:
         The number of patches; each path counts at least 1. If one of several paths is missing, it counts as one patch,
@@ -118,9 +118,10 @@ def read_inputs(paths: Iterable[Path], batch_size: int) -> Iterator[InputBatch]:
                 _stack([result for _, result in results if not isinstance(result, str)]),
                 [(name, result) for (name, _), result in results if isinstance(result, str)],
             )
+    alone = _only_path(paths) is not None
     for path in paths:
         if _is_hdf5(path):
-            yield from _read_hdf5(path, batch_size)
+            yield from _read_hdf5(path, path.name if alone else str(path), batch_size)
 
 
 def sample_inputs(paths: Iterable[Path], count: int) -> PatchArray:
@@ -240,10 +241,10 @@ def _open_hdf5(path: Path) -> Iterator[h5py.Dataset]:
         yield patches
 
 
-def _read_hdf5(path: Path, batch_size: int) -> Iterator[InputBatch]:
+def _read_hdf5(path: Path, name: str, batch_size: int) -> Iterator[InputBatch]:
     with _open_hdf5(path) as patches:
         for start in range(0, len(patches), batch_size):
-            ids = [f"{path.name}/{row}" for row in range(start, min(start + batch_size, len(patches)))]
+            ids = [f"{name}/{row}" for row in range(start, min(start + batch_size, len(patches)))]
             try:
                 yield InputBatch(ids, read_rows(patches, path, start, start + batch_size), [])
             except UserError as error:

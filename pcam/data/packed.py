@@ -30,7 +30,7 @@ from pcam.data.threads import TASK_PATCHES, in_threads
 from pcam.errors import NO_ROOM, UserError
 from pcam.messages import inform
 from pcam.options import ORIGINS, Origin
-from pcam.patches import PATCH_SIZE, PatchArray, PatchBatch
+from pcam.patches import PATCH_SHAPE, PATCH_SIZE, PatchArray, PatchBatch
 from pcam.terminal import printable
 
 FORMAT: Final = b"pcam-packed"
@@ -38,7 +38,6 @@ VERSION: Final = 2
 CHUNK: Final = 256
 """Patches that are read from a store or written to it together; 256 are 7 MB."""
 
-PATCH_SHAPE: Final = (PATCH_SIZE, PATCH_SIZE, 3)
 PATCH_BYTES: Final = PATCH_SIZE * PATCH_SIZE * 3
 
 DELETE: Final = "delete it, and the next run packs it again"

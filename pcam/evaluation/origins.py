@@ -147,7 +147,7 @@ def write_origins(results: Mapping[Origin, Sequence[OriginResult]], output: Path
         output: The folder.
     """
     for stale in output.glob("by_*.*"):  # of an earlier evaluation on other data
-        stale.unlink()
+        stale.unlink(missing_ok=True)  # another evaluation may have done it
     for origin, of_origin in results.items():
         rows = []
         for result in of_origin:

@@ -80,7 +80,7 @@ def write_scores(
             f"{first.rstrip('.')}); {where} why of each, {output} has the scores of the others."
         )
     if not streamed:
-        errors.unlink()
+        errors.unlink(missing_ok=True)
     return count
 
 

@@ -226,7 +226,7 @@ def _write_figures(
     TensorBoard's list of runs would be twice as long.
     """
     for stale in output.glob("events.out.tfevents.*"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)  # another evaluation may have done it
     for name, figure in figures.items():
         with atomic_path(output / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150)

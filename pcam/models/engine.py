@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final
@@ -40,7 +41,7 @@ class Engine:
         self._shape = tuple(model.input(0).shape)
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
-        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", options), threads)
+        self._queue = openvino.AsyncInferQueue(_core().compile_model(model, "CPU", options), threads)
         found: dict[int, NDArray[np.float32]] = {}
 
         # Not a method: the queue would hold the engine, and the engine the queue, which Python cannot see and free.
@@ -67,6 +68,19 @@ class Engine:
         self._queue.wait_all()
         found = [self._found.pop(number) for number in range(passes)]
         return torch.from_numpy(np.concatenate(found)[: len(patches)]) if found else torch.empty(0)
+
+
+@cache
+def _core() -> Any:
+    """Make OpenVINO's core, one for the whole process.
+
+    The first to compile for the CPU changes the stack that signals are handled on, and changes it back when it is
+    freed. Of two that overlap, the second changes it back to that of the first, which is gone: the next signal would
+    end the process.
+    """
+    import openvino  # noqa: PLC0415  # optional
+
+    return openvino.Core()
 
 
 def compiled(network: nn.Module, views: int) -> Engine | None:

@@ -150,7 +150,7 @@ def _examples(place: Path, run: TrainedRun, root: Path | None) -> tuple[list[Pat
         run.data.root = root
         patches = run.data.packed("valid").patches[:EXAMPLES]
     mosaic = np.concatenate(
-        [np.concatenate(list(row), axis=1) for row in np.tile(patches, (6, 1, 1, 1)).reshape(6, 8, 96, 96, 3)]
+        [np.concatenate(list(row), axis=1) for row in np.resize(patches, (6, EXAMPLES, *patches.shape[1:]))]
     )
     larger = place / "larger image.png"
     Image.fromarray(mosaic).save(larger)

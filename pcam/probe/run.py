@@ -1,7 +1,6 @@
 """A probe as a run folder like any other."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from pcam.atomic import atomic_path
+from pcam.atomic import atomic_path, link_path
 from pcam.errors import UserError
 from pcam.models.embedding import embedding_network
 from pcam.probe.linear import Fit
@@ -80,7 +79,7 @@ def record_probe(
         best = run.checkpoints / "best.ckpt"
         with atomic_path(best) as temporary:
             torch.save({"state_dict": state, "global_step": fit.step, "epoch": int(fit.passes)}, temporary)
-        os.link(best, run.checkpoints / "last.ckpt")  # a probe's result is what it has chosen
+        link_path(best, run.checkpoints / "last.ckpt")  # a probe's result is what it has chosen
         facts = {
             **fit.facts,
             "passes": fit.passes,

@@ -148,7 +148,7 @@ def score_slide(
     """
     slide = open_slide(Path(path), mpp)
     marked = None if tissue is None else read_marked(Path(tissue), slide, tumour=False)
-    limit = threshold if isinstance(threshold, float) else chosen_threshold(run, threshold, tta)
+    limit = chosen_threshold(run, threshold, tta) if isinstance(threshold, str) else float(threshold)
 
     def classify(patches: PatchArray) -> NDArray[np.float32]:
         return run.logits(patches, tta=tta, batch_size=batch_size)

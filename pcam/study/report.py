@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from pcam.atomic import atomic_path
 from pcam.evaluation import figures as evaluation_figures
@@ -86,7 +87,7 @@ def write_report(plan: Plan, folder: StudyFolder, page: Path | None = None) -> l
         text = render_markdown("report.md.j2", context | {"command": Block(command)})
         for name, source in sources.items():
             published = f"images/{page.stem}_{Path(name).name}"
-            text = text.replace(f"]({name})", f"]({published})")
+            text = text.replace(f"]({quote(name)})", f"]({quote(published)})")
             with atomic_path(page.parent / published) as temporary:
                 temporary.write_bytes(source)
         pages[page] = text

@@ -1,6 +1,5 @@
 """The two checkpoints of a run, the best and the last, and how they are written."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from pcam.atomic import atomic_path, clear_abandoned, temporary_path
+from pcam.atomic import atomic_path, link_path
 from pcam.messages import inform
 from pcam.options import Monitor
 from pcam.run_folder import RunFolder
@@ -73,6 +72,12 @@ class LastCheckpoint(_RunCheckpoint):
         self._every_seconds = every_seconds
         self._saved_at = time.monotonic()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where training goes on from `previous.ckpt`, let it take the place of a `last.ckpt` that is not whole."""
+        previous = self._run.checkpoints / "previous.ckpt"
+        if trainer.is_global_zero and trainer.ckpt_path is not None and Path(trainer.ckpt_path) == previous:
+            link_path(previous, self._run.checkpoints / "last.ckpt")
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Write a checkpoint if it is time."""
         if self._every_seconds is None:
@@ -111,13 +116,7 @@ def prepare_last(run: RunFolder, trainer: Trainer) -> None:
             logger.experiment.flush()
     last = run.checkpoints / "last.ckpt"
     if trainer.is_global_zero and last.exists():
-        previous = run.checkpoints / "previous.ckpt"
-        clear_abandoned(previous)
-        link = temporary_path(previous)
-        link.unlink(missing_ok=True)
-        os.link(last, link)
-        link.replace(previous)
-        link.unlink(missing_ok=True)  # a rename does nothing if both names are of one file already
+        link_path(last, run.checkpoints / "previous.ckpt")
 
 
 def validation_is_due(trainer: Trainer) -> bool:

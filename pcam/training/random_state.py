@@ -10,6 +10,9 @@ from torch import Tensor
 class RandomState(Callback):
     """Save the state that dropout draws from, and restore it where training goes on.
 
+    Of several processes, each has the state of its own GPU saved and restored. On an Apple GPU nothing is saved, and
+    what a resumed run draws is not what the uninterrupted one would have.
+
     The order and the augmentation of patches need none of it: they are functions of seed and epoch.
     """
 
@@ -17,8 +20,12 @@ class RandomState(Callback):
         self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The random states of CPU and GPUs."""
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """The random states of CPU and GPUs; of several processes, that of the GPU of each."""
+        cuda = torch.cuda.get_rng_state_all()
+        if cuda and _processes() > 1:  # to this process, the GPUs of others have never been drawn from
+            cuda = [torch.empty_like(cuda[0])] * _processes()
+            torch.distributed.all_gather_object(cuda, torch.cuda.get_rng_state())
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until training starts: setting up draws from them too."""
@@ -30,6 +37,14 @@ class RandomState(Callback):
             return
         torch.set_rng_state(self._restored["cpu"].cpu())
         cuda: list[Tensor] = self._restored["cuda"]
-        if len(cuda) == torch.cuda.device_count():
+        if torch.cuda.is_available() and len(cuda) == _processes() > 1:
+            torch.cuda.set_rng_state(cuda[trainer.global_rank].cpu())
+        elif len(cuda) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
         self._restored = {}
+
+
+def _processes() -> int:
+    """The number of processes that train together."""
+    is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_several else 1

@@ -56,7 +56,8 @@ def test_hdf5_is_read_by_rows(tmp_path: Path) -> None:
     paths = [tmp_path / "test_x.h5", image]
     assert count_inputs(paths) == 6
     batches = list(read_inputs(paths, 2))
-    assert ids_of(batches) == [str(image), *(f"test_x.h5/{row}" for row in range(5))]
+    assert ids_of(batches) == [str(image), *(f"{tmp_path}/test_x.h5/{row}" for row in range(5))]
+    assert ids_of(list(read_inputs(paths[:1], 2))) == [f"test_x.h5/{row}" for row in range(5)]
     assert np.array_equal(np.concatenate([batch.patches for batch in batches[1:]]), patches)
 
 
@@ -67,7 +68,7 @@ def test_a_list_is_read_as_the_paths_it_has(tmp_path: Path) -> None:
     lines = [b"\n", *(bytes(path) + b"\r\n" for path in paths), bytes(tmp_path / "x.h5")]  # the last has no end
     with listed_paths(lines) as listed:
         assert count_inputs(listed) == 5
-        assert ids_of(list(read_inputs(listed, 2))) == [*map(str, paths), "x.h5/0", "x.h5/1"]
+        assert ids_of(list(read_inputs(listed, 2))) == [*map(str, paths), f"{tmp_path}/x.h5/0", f"{tmp_path}/x.h5/1"]
 
 
 def test_an_empty_list_is_refused() -> None:

@@ -92,6 +92,19 @@ def test_files_that_are_not_whole_are_refused(root: Path, tmp_path: Path) -> Non
         find_layout(root).split("test")
 
 
+@pytest.mark.parametrize("key", ["id", "image", "label"])
+def test_a_record_without_a_value_is_refused(key: str, root: Path, tmp_path: Path, example_class: type) -> None:
+    example = example_class()
+    for name in ("id", "image"):
+        found = example.features.feature.add(key=name).value.bytes_list.value
+        found.extend([] if name == key else [b"x"])
+    example.features.feature.add(key="label").value.int64_list.value.extend([] if key == "label" else [1])
+    with (root / "patch_camelyon" / "2.0.0" / "patch_camelyon-test.tfrecord-00000-of-00002").open("wb") as file:
+        RecordWriter(file).write(example.SerializeToString())
+    with pytest.raises(UserError, match=r"Expected a whole file in .*test\.tfrecord-00000-of-00002, but it cannot be"):
+        PCamDataModule(root, cache_dir=tmp_path / "cache").packed("test")
+
+
 def test_two_versions_are_not_guessed_between(root: Path) -> None:
     shutil.copytree(root / "patch_camelyon" / "2.0.0", root / "patch_camelyon" / "2.0.1")
     with pytest.raises(

@@ -1,5 +1,6 @@
 """OpenVINO against PyTorch: the same scores, or PyTorch and a sentence."""
 
+import subprocess
 import sys
 import weakref
 from importlib.metadata import version
@@ -68,6 +69,23 @@ def test_an_engine_is_freed_with_its_threads_and_memory() -> None:
     assert [made()() for _ in range(3)] == [None] * 3
     assert thread_count() == threads
     assert len(torch.jit._state._python_cu.get_functions()) == functions  # PyTorch keeps none with its weights
+
+
+def test_a_signal_can_be_handled_whatever_engines_have_been_freed() -> None:
+    """In a process of its own, which a signal ends if it has nowhere to be handled."""
+    program = """
+import os, signal
+from pcam.models import BaselineCNN, engine
+network = BaselineCNN().eval().requires_grad_(False)
+first, second = engine.compiled(network, 1), engine.compiled(network, 1)
+assert first and second
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
 
 
 def thread_count() -> int:

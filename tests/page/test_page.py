@@ -15,7 +15,9 @@ from pcam.commands.evaluate import evaluate
 from pcam.commands.page import main, page
 from pcam.errors import UserError
 from pcam.page.answers import MOST_PATCHES, answer, with_threshold
+from pcam.page.app import _examples
 from pcam.trained import TrainedRun
+from tests.conftest import write_patches
 from tests.scripts.test_evaluate import short_run
 
 
@@ -104,6 +106,14 @@ def answers(port: int) -> bool:
     """Whether something answers at a port."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_few_patches_make_the_larger_example_too(run: TrainedRun, tmp_path: Path) -> None:
+    write_patches(tmp_path / "patches", {"train": (3, 3), "valid": (3, 2), "test": (1, 1)})
+    paths, larger = _examples(tmp_path, run, tmp_path / "patches")
+    assert len(paths) == 5
+    with Image.open(larger) as image:
+        assert image.size == (8 * 96, 6 * 96)
 
 
 def test_without_a_run_it_is_the_network_that_comes_with_the_package(

@@ -1,6 +1,7 @@
 """What a user who errs is told: one sentence, an exit code, no traceback."""
 
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -193,6 +194,36 @@ def test_evaluating_what_is_no_run_ends_with_1(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [["configs"], ["--help"], ["evaluate", "--help"]])
+def test_nobody_is_told_that_nobody_reads(words: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pcam", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == ""
+    assert process.returncode in (128 + signal.SIGPIPE, 0)  # argparse writes its help whether it is read or not
+
+
+def test_a_config_may_name_a_network_alone_or_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "more.yaml"
+    args = ["--config", "best", "--config", str(path), "--data.root", str(tmp_path / "nowhere")]
+    for content in ("model:\n  network: pcam.models.BaselineCNN\n", "model:\n", ""):
+        path.write_text(content)
+        assert "Expected a folder with PatchCamelyon at" in sentence(capsys, train, args, 1)
+
+
+def test_what_is_resumed_is_said_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "more.yaml"
+    path.write_text("resume: lightning_logs/demo/version_0\n")
+    args = [*DEMO, "--config", str(path), "--runs_dir", str(tmp_path / "runs")]
+    assert "Expected --resume on the command line alone, but found resume: lightning_logs/demo/version_0" in sentence(
+        capsys, train, args, 2
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("script", sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py")))
 def test_a_script_runs_as_a_process(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), "--help"]

@@ -294,10 +294,17 @@ def test_a_network_that_has_diverged_is_said_and_nothing_written(
     assert not list(output.parent.iterdir())
 
 
+def test_inputs_may_be_given_one_by_one(run: Path, folder: Path, tmp_path: Path) -> None:
+    images = sorted(map(str, folder.rglob("*.png")))[:3]
+    output = tmp_path / "scores.csv"
+    predict([str(run), "--input", *images[:2], "--input", images[2], "--output", str(output)])
+    assert pd.read_csv(output)["id"].tolist() == images
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--output", "."], "Expected to write a file ., but found a folder there"),
+        (["--input", "image.png", "--output", "."], "Expected to write a file ., but found a folder there"),
         (["--input", "nowhere"], "found nothing at nowhere; correct --input"),
     ],
 )
@@ -307,7 +314,7 @@ def test_options_that_make_no_sense_are_refused(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (96, 96)).save("image.png")
-    assert expected in sentence(capsys, predict, [str(run), "--input", "image.png", *arguments], 1)
+    assert expected in sentence(capsys, predict, [str(run), *arguments], 1)
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 

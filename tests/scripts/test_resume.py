@@ -1,5 +1,6 @@
 """What `--resume` applies, what it refuses, and what it needs of a run folder."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -258,6 +259,23 @@ def test_a_checkpoint_that_lacks_a_part_of_the_state_is_not_resumed_from(
     assert f"Expected a checkpoint with the whole state of training in {run}/checkpoints/last.ckpt, but" in said
     assert expected in said
     assert contents(run) == before
+
+
+def test_going_on_from_the_previous_checkpoint_keeps_it_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    last.write_bytes(last.read_bytes()[:1000])
+    good = previous.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:  # the disk fills while the next checkpoint is written
+        patch.setattr(torch, "save", lambda *args, **kwargs: raise_full())
+        args = ["--resume", str(run), "--resume_from", "previous", "--trainer.max_steps", "9"]
+        assert "No space left" in sentence(capsys, train, args, 1)
+    assert last.read_bytes() == previous.read_bytes() == good
+    train(["--resume", str(run), "--trainer.max_steps", "9"])
+    assert torch.load(last, weights_only=True)["global_step"] == 9
+
+
+def raise_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_flipped_bit_in_the_weights_is_noticed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

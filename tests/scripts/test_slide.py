@@ -19,6 +19,7 @@ from pcam.__main__ import main as pcam
 from pcam.commands.prepare_data import main as prepare_data
 from pcam.commands.slide import main as slide
 from pcam.data.stain import Staining, scale_stains
+from pcam.errors import UserError
 from pcam.slides import score_slide
 from pcam.slides.slide import Slide
 from pcam.trained import TrainedRun
@@ -116,6 +117,10 @@ def test_slides_become_maps_that_others_open(
     assert "done before" in capsys.readouterr().out
     assert (output / "tumour" / "scores.tif").stat().st_mtime_ns == before
     assert json.loads((output / "metrics.json").read_text()) == metrics
+    with pytest.raises(UserError, match=r"Expected a threshold from 0 to 1, or one of 0.5, .* but found 'none'"):
+        score_slide(TrainedRun.load(run), slides / "tumour.svs", threshold="none")
+    everything = score_slide(TrainedRun.load(run), slides / "tumour.svs", threshold=np.float32(0))
+    assert everything.to_geojson() != score_slide(TrainedRun.load(run), slides / "tumour.svs", threshold=1).to_geojson()
     found = score_slide(TrainedRun.load(run), slides / "tumour.svs", threshold="youden")
     assert found.map == pytest.approx(scores, abs=1e-6, nan_ok=True)
     assert [one["geometry"] for one in found.to_geojson()["features"]] == [one["geometry"] for one in regions]
@@ -153,6 +158,11 @@ def test_a_slide_is_scored_by_a_network_that_is_adapted_to_it_if_there_is_enough
     before = (tmp_path / "slide" / "pale" / "scores.tif").stat().st_mtime_ns
     scores("slide")
     assert (tmp_path / "slide" / "pale" / "scores.tif").stat().st_mtime_ns == before
+    # Another slide in the place of one that both were adapted to: both are scored again.
+    before = (tmp_path / "all" / "pale" / "scores.tif").stat().st_mtime_ns
+    shutil.copy(tmp_path / "slides" / "pale.tif", tmp_path / "slides" / "dark.tif")
+    scores("all")
+    assert (tmp_path / "all" / "pale" / "scores.tif").stat().st_mtime_ns > before
 
 
 def test_a_slide_that_cannot_be_read_is_named_and_the_others_are_scored(

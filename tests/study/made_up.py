@@ -68,7 +68,7 @@ def make_run(
     readings = {"momentum_0.1": true}
     curves = pd.DataFrame({"step": [5, 10], "epoch": [0, 0], "train/loss": [0.6, 0.4]})
     curves = curves.assign(**{"val/loss": [0.5, 0.45], "val/accuracy": [0.7, 0.8], "val/auroc": [0.8, 0.9]})
-    if PLAN.arms[run.arm].batch_norm_readings:
+    if plan.arms[run.arm].batch_norm_readings:
         readings |= {"momentum_0.001": lagging, "reestimated": true}
         for name, values in {"loss": [0.6931, 0.7], "accuracy": [0.5, 0.6], "auroc": [0.51, 0.6]}.items():
             curves[f"val/{name}_momentum_0.001"] = values

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,19 @@ def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert "href" not in text
     assert "<td>a|b *c* &lt;script&gt;alert(1)&lt;/script&gt; $\\frac{$ [d](javascript:e) f</td>" in text
+
+
+@pytest.mark.slow  # takes some seconds
+def test_a_page_shows_the_figures_of_an_arm_whatever_its_name(tmp_path: Path) -> None:
+    arms = {"my arm (1)": PLAN.arms["good"]}
+    plan = replace(PLAN, arms=arms, questions=[], published={}, published_tables=[], conclusions=[])
+    made = StudyFolder(tmp_path / "study")
+    make_run(made, Run("my arm (1)", 1), 1.0, plan=plan)
+    page = tmp_path / "docs" / "page.md"
+    write_report(plan, made, page)
+    shown = re.findall(r"\]\((\S+\.svg)\)", page.read_text())
+    assert any("my%20arm" in name for name in shown)
+    assert all((page.parent / unquote(name)).is_file() for name in shown)
 
 
 @pytest.mark.slow  # takes some seconds

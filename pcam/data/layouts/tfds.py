@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 
@@ -155,10 +156,10 @@ def _parse(record: bytes) -> _Record:
         for entry in _fields(features, 1):
             ((key,), (feature,)) = (list(_fields(entry, number)) for number in (1, 2))
             for texts in _fields(feature, 1):  # a list of bytes
-                values[_bytes(key).decode()] = _bytes(next(_fields(texts, 1)))
+                values |= {_bytes(key).decode(): _bytes(text) for text in islice(_fields(texts, 1), 1)}
             for numbers in _fields(feature, 3):  # a list of whole numbers, packed or not
-                number = next(_fields(numbers, 1))
-                values[_bytes(key).decode()] = number if isinstance(number, int) else _varint(number, 0)[0]
+                for number in islice(_fields(numbers, 1), 1):
+                    values[_bytes(key).decode()] = number if isinstance(number, int) else _varint(number, 0)[0]
     name, image, label = values["id"], values["image"], values["label"]
     if not (isinstance(name, bytes) and isinstance(image, bytes) and isinstance(label, int)):
         raise ValueError("a record has features of other types than id, image and label")
