@@ -233,7 +233,7 @@ class PCamCLI(LightningCLI):
     @rank_zero_only
     def _write_config(self, run: RunFolder) -> None:
         with atomic_path(run.config) as temporary:
-            temporary.write_text(self._saved_config)
+            temporary.write_text(self._saved_config, encoding="utf-8")
 
     def _claim_run(self) -> RunFolder:
         if getattr(rank_zero_only, "rank", 0) != 0:

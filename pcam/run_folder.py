@@ -236,7 +236,7 @@ class RunFolder:
             **({"earlier_data_fingerprints": earlier} if earlier else {}),
         }
         with atomic_path(self.path / "environment.json") as temporary:
-            temporary.write_text(json.dumps(environment, indent=2) + "\n")
+            temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, writer: str) -> dict[str, Any]:

@@ -246,4 +246,6 @@ def report_adaptation(title: str, readings: Sequence[Reading], output: Path) -> 
         table.add_row(f"{size:,}", method, str(layers), f"{weight:g}", *cells)
     Console(width=55 + 22 * len(shares)).print(table)
     with atomic_path(output) as temporary:
-        temporary.write_text(json.dumps({"title": title, "readings": [asdict(one) for one in readings]}, indent=1))
+        temporary.write_text(
+            json.dumps({"title": title, "readings": [asdict(one) for one in readings]}, indent=1), encoding="utf-8"
+        )

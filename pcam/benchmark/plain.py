@@ -56,7 +56,7 @@ def plain_predict(weights: Path, folder: Path, output: Path, tta: bool) -> None:
             flipped = (batch, batch.flip(3))
             views = [torch.rot90(view, turns, (2, 3)) for view in flipped for turns in range(4)]
         scores += torch.stack([network(view).sigmoid() for view in views]).mean(dim=0).tolist()
-    with output.open("w", newline="") as file:
+    with output.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "score"])
         rows.writerows((path, score) for (path, _), score in zip(images.samples, scores, strict=True))

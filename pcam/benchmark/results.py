@@ -86,7 +86,7 @@ def _write(title: str, rows: Mapping[str, Any], output: Path) -> None:
         "rows": rows,
     }
     with atomic_path(output) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def ratio_of(first: Sequence[float], second: Sequence[float]) -> tuple[float, tuple[float, float] | None]:

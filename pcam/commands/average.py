@@ -151,14 +151,14 @@ def _write(folder: Path, names: Sequence[str], trained: "Sequence[TrainedRun]", 
 
     config = dict(mean.config)
     config["experiment"] = f"{config.get('experiment', names[0])}_average"
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     save_published(mean.network.cpu(), folder / WEIGHTS_FILE, mean.step, half=False)
     parts = [
         {"run": name, "seed": run.config.get("seed_everything"), "checkpoint": run.checkpoint, "step": run.step}
         for name, run in zip(names, trained, strict=True)
     ]
     environment = mean.folder.read_environment() | {"averaged": parts}
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
 
 @front_door

@@ -156,7 +156,7 @@ def _explain_split(name: str, run: "TrainedRun", split: SplitName, shown: int) -
     output = _output(run, split)
     _save(figure, output / "explanation.png")
     with atomic_path(output / "explanation.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"Explanation: {output / 'explanation.json'}, {output / 'explanation.png'}")
     return shares
 

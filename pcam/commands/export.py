@@ -159,7 +159,7 @@ def export(
             if file_format == "torchscript":
                 contents += [json.dumps(wsinfer_config(type(trained.network).__name__, card["run"]), indent=2) + "\n"]
             for other, content in zip(others, contents, strict=True):
-                other.write_text(content)
+                other.write_text(content, encoding="utf-8")
     print("Model and card:", *places, sep="\n  ")
     return final
 

@@ -207,7 +207,7 @@ class Audit:
             "shared_with_other_folders": [shared.as_dict() for shared in elsewhere],
         }
         with atomic_path(folder / "audit.json") as temporary:
-            temporary.write_text(json.dumps(contents, indent=1))
+            temporary.write_text(json.dumps(contents, indent=1), encoding="utf-8")
         with atomic_path(folder / "contact_sheet.png") as temporary:
             self.contact_sheet().savefig(temporary, format="png", dpi=160)
 

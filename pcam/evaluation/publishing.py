@@ -77,17 +77,19 @@ def write_record(
         staining: The staining of the training patches, for adaptation where these are not at hand; None if not known.
     """
     config = _without_places(config, card["network"])
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "config.json").write_text(json.dumps(card, indent=2) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     environment = run.read_environment() | ({} if staining is None else {"staining": asdict(staining)})
     if environment:
-        (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
     results = {}
     for name, record in _measured(run, checkpoint, card["step"]):
         results[name] = record | {"data_root": DATA_PLACE}
         (folder / "evaluation" / name).mkdir(parents=True)
-        (folder / "evaluation" / name / "metrics.json").write_text(json.dumps(results[name], indent=2) + "\n")
-    (folder / "README.md").write_text(_page(card, results))
+        (folder / "evaluation" / name / "metrics.json").write_text(
+            json.dumps(results[name], indent=2) + "\n", encoding="utf-8"
+        )
+    (folder / "README.md").write_text(_page(card, results), encoding="utf-8")
 
 
 def _without_places(config: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:

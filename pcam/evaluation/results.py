@@ -103,7 +103,7 @@ def write_results(
     }
     # Written last: the presence of this file says that all the others are there.
     with atomic_path(output / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return origins
 
 
@@ -157,7 +157,7 @@ def write_comparison(
         },
     }
     with atomic_path(output / "comparison.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     metrics = {system.name: _estimates(measurement.metrics)["metrics"] for system, measurement in results}
     with atomic_path(output / "comparison.csv") as temporary:
         pd.DataFrame.from_dict(metrics, orient="index").to_csv(temporary, index_label="classifier")

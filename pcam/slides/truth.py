@@ -273,7 +273,7 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         with atomic_path(output / f"{name}.png") as path:
             figure.savefig(path, format="png", dpi=150)
     with atomic_path(output / "metrics.json") as path:
-        path.write_text(json.dumps(evaluation.record, indent=2) + "\n")
+        path.write_text(json.dumps(evaluation.record, indent=2) + "\n", encoding="utf-8")
 
 
 def _froc_figure(evaluation: Evaluation) -> Figure:

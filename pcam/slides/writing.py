@@ -52,8 +52,8 @@ def write_slide(scores: SlideScores, slide: Slide, folder: Path, key: Mapping[st
         _write_tiff(scores, tiff)
         map_figure(scores).savefig(overview, format="png", dpi=150, bbox_inches="tight")
         top_figure(scores, slide).savefig(top, format="png", dpi=100)
-        squares.write_text(json.dumps(scores.to_geojson("squares")) + "\n")
-        regions.write_text(json.dumps(scores.to_geojson("regions")) + "\n")
+        squares.write_text(json.dumps(scores.to_geojson("squares")) + "\n", encoding="utf-8")
+        regions.write_text(json.dumps(scores.to_geojson("regions")) + "\n", encoding="utf-8")
     record = {
         "slide": str(scores.slide),
         **scores.summary(),
@@ -66,7 +66,7 @@ def write_slide(scores: SlideScores, slide: Slide, folder: Path, key: Mapping[st
         "key": key,
     }
     with atomic_path(folder / "slide.json") as path:
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def written_row(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -158,7 +158,7 @@ def find_missing(plan: Plan, folder: StudyFolder) -> list[Missing]:
     for run in plan.runs():
         if not folder.results.is_done(run):
             failure = folder.failure(run)
-            reason = failure.read_text().strip() if failure.exists() else None
+            reason = failure.read_text(encoding="utf-8").strip() if failure.exists() else None
             seeds.setdefault((run.arm, reason), []).append(run.seed)
     return [Missing(arm, numbers, reason) for (arm, reason), numbers in seeds.items()]
 

@@ -154,7 +154,7 @@ def _keep_reason(folder: StudyFolder, run: Run, reason: str | None) -> None:
         folder.failure(run).unlink(missing_ok=True)
     else:
         with atomic_path(folder.failure(run)) as temporary:
-            temporary.write_text(f"{reason}\n")
+            temporary.write_text(f"{reason}\n", encoding="utf-8")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def measure_run(
         UserError: If a reading's statistics or a finite logit are missing, or the checkpoint does not fit.
     """
     environment = _read_environment(folder.path / "environment.json")
-    arm = json.loads((folder.path.parent / "arm.json").read_text())
+    arm = json.loads((folder.path.parent / "arm.json").read_text(encoding="utf-8"))
     trained = TrainedRun.load(folder.path, "last", root=root)
     # First: the readings of batch norm leave their statistics in the network.
     shifted = trained.predict(split, shifted=True) if trained.data.stain_shifts else None
@@ -91,7 +91,7 @@ def _read_batch_norm(trained: TrainedRun, split: SplitName) -> dict[Reading, Pre
 
 def _read_environment(path: Path) -> dict[str, Any]:
     try:
-        environment: dict[str, Any] = json.loads(path.read_text())
+        environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         check_keys(environment, ENVIRONMENT_KEYS, "")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(

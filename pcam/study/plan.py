@@ -70,7 +70,7 @@ class Arm:
             return self.overrides | {"command": self.command}
         path = find_config(self.config)
         try:
-            config = yaml.safe_load(path.read_text())
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(
                 f"Expected the config of an experiment at {path}, but it cannot be read "

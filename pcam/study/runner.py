@@ -91,7 +91,7 @@ class StudyFolder:
         if not path.exists():
             return
         try:
-            digest = json.loads(path.read_text())["digest"]
+            digest = json.loads(path.read_text(encoding="utf-8"))["digest"]
         except (ValueError, KeyError, TypeError):
             digest = None
         if digest != plan.arms[run.arm].digest():
@@ -164,7 +164,7 @@ class Job:
                 arm = self.plan.arms[self.run.arm]
                 with atomic_path(place / "arm.json") as temporary:
                     content = {"digest": arm.digest(), "options": arm.options()}
-                    temporary.write_text(json.dumps(content, indent=2) + "\n")
+                    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
                 # The checkpoint of a probe is its end; one of a training may be before it.
                 is_probed = arm.command == "probe" and self.folder.trained(self.run) is not None
                 failed = None if is_probed else self._process(train_command(self), lock, watch)
@@ -259,7 +259,7 @@ def _reason(exit_code: int, log: Path) -> str:
     if exit_code < 0:
         killed = f"killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
         return f"{killed}, perhaps for want of memory" if exit_code == -signal.SIGKILL else killed
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return re.sub(r"^[\w.]+( train)?: (?=Expected)", "", lines[-1]) if lines else f"exit code {exit_code}"
 
 
