@@ -122,14 +122,13 @@ def _compare(names: Sequence[str], trained: "Sequence[TrainedRun]", mean: "Train
     """Print AUROC and loss on valid of the runs and of their mean, and warn if the mean is no better than they are."""
     import numpy as np
 
-    from pcam.evaluation.metrics import Cuts, cross_entropy
+    from pcam.evaluation.metrics import measure_logits
 
     rows = []
     for name, run in zip([*names, MEAN], [*trained, mean], strict=True):
         predictions = run.predict(SPLIT, progress=True)
-        labels, logits = predictions.labels.astype(np.float64), predictions.logits.astype(np.float64)
-        auroc = float(Cuts.count(labels, logits, np.ones((1, len(labels)))).auroc()[0])
-        rows.append((name, auroc, float(cross_entropy(labels, logits).mean())))
+        measured = measure_logits(predictions.labels, predictions.logits)
+        rows.append((name, measured["auroc"], measured["loss"]))
     title = f"{SPLIT}, {len(mean.data.packed(SPLIT)):,} patches"
     width = max(len(name) for name in [title, *names, MEAN])
     print(f"{title:{width}}      AUROC    loss")

@@ -5,10 +5,11 @@ seconds. The tests compare with it. A metric that is undefined, as the AUROC of 
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64
+from numpy.typing import NDArray
 
 from pcam.evaluation.statistics import Values, Weights
 
@@ -155,3 +156,26 @@ def cross_entropy(labels: PatchValues, logits: PatchValues) -> PatchValues:
     """Compute the cross-entropy (negative log-likelihood) of each patch in nats; large logits do not overflow."""
     losses: PatchValues = np.logaddexp(0, logits * (1 - 2 * labels))
     return losses
+
+
+def measure_logits(labels: NDArray[np.uint8], logits: NDArray[np.floating[Any]]) -> dict[str, float]:
+    """Compute what a validation logs, and balanced accuracy, as the field reports, without intervals.
+
+    Args:
+        labels: The label of each patch, 0 or 1.
+        logits: The logit of each patch.
+
+    Returns:
+        Loss in nats; AUROC, average precision, and accuracy and balanced accuracy at a score of 0.5, 0..1. What is
+        defined only where both labels occur is NaN elsewhere.
+    """
+    true, found = labels.astype(np.float64), logits.astype(np.float64)
+    cuts = Cuts.count(true, found, np.ones((1, len(true))))
+    decisions = cuts.decisions(0.0)
+    return {
+        "loss": float(cross_entropy(true, found).mean()),
+        "auroc": float(cuts.auroc()[0]),
+        "average_precision": float(cuts.average_precision()[0]),
+        "accuracy": float(decisions["accuracy"][0]),
+        "balanced_accuracy": float(decisions["balanced_accuracy"][0]),
+    }

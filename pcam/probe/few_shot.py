@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pcam.atomic import atomic_path
+from pcam.evaluation.metrics import measure_logits
 from pcam.evaluation.statistics import INTERVAL_QUANTILES
-from pcam.probe.linear import LogisticRegression, apply_linear, blocks, measure_logits
+from pcam.probe.linear import LogisticRegression, apply_linear, blocks
 from pcam.probe.store import EmbeddedSplit
 
 SHOTS: Final = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)

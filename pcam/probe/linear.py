@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pcam.evaluation.metrics import Cuts, cross_entropy
+from pcam.evaluation.metrics import measure_logits
 from pcam.probe.store import EmbeddedSplit
 
 ROWS: Final = 16_384
@@ -85,28 +85,6 @@ def apply_linear(values: NDArray[Any], weight: NDArray[np.float64], bias: float)
     linear = torch.from_numpy(weight).float()
     logits: NDArray[np.float64] = np.concatenate([(block @ linear).numpy() for _, block in blocks(values)]) + bias
     return logits.astype(np.float64)
-
-
-def measure_logits(labels: NDArray[np.uint8], logits: NDArray[np.float64]) -> dict[str, float]:
-    """Compute what a validation logs, and balanced accuracy, as the field reports.
-
-    Args:
-        labels: The label of each patch, 0 or 1; both occur.
-        logits: The logit of each patch.
-
-    Returns:
-        Loss in nats; AUROC, average precision, and accuracy and balanced accuracy at a score of 0.5, 0..1.
-    """
-    truth = labels.astype(np.float64)
-    cuts = Cuts.count(truth, logits, np.ones((1, len(truth))))
-    decisions = cuts.decisions(0.0)
-    return {
-        "loss": float(cross_entropy(truth, logits).mean()),
-        "auroc": float(cuts.auroc()[0]),
-        "average_precision": float(cuts.average_precision()[0]),
-        "accuracy": float(decisions["accuracy"][0]),
-        "balanced_accuracy": float(decisions["balanced_accuracy"][0]),
-    }
 
 
 class LogisticRegression:

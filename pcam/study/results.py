@@ -28,7 +28,7 @@ from pandas.api.types import is_numeric_dtype
 
 from pcam.atomic import atomic_path
 from pcam.errors import UserError
-from pcam.evaluation.metrics import Cuts, cross_entropy
+from pcam.evaluation.metrics import measure_logits
 from pcam.evaluation.statistics import independent_units
 from pcam.study.plan import Metric, Plan, Run
 from pcam.study.readings import READINGS, TRAINED_READING, Reading, reading_names
@@ -50,26 +50,6 @@ _RECORD_KEYS: Final = (
 )  # fmt: skip
 ENVIRONMENT_KEYS: Final = ("python", "packages", "device", "threads", "git_commit", "data_fingerprints")
 """What must be known of where a run was trained."""
-
-
-def compute_metrics(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> dict[Metric, float]:
-    """Compute `METRICS` over all patches.
-
-    Args:
-        labels: The true label of each patch, 0 or 1; both must occur.
-        logits: The logit of each patch.
-
-    Returns:
-        The value of each metric, by name.
-    """
-    true, found = labels.astype(np.float64), logits.astype(np.float64)
-    cuts = Cuts.count(true, found, np.ones((1, len(true))))
-    return {
-        "auroc": float(cuts.auroc()[0]),
-        "average_precision": float(cuts.average_precision()[0]),
-        "accuracy": float(cuts.decisions(0.0)["accuracy"][0]),
-        "loss": float(cross_entropy(true, found).mean()),
-    }
 
 
 @dataclass(frozen=True)
@@ -230,7 +210,8 @@ class ResultsFolder:
         logits = {reading: [f"{logit:.9g}" for logit in found.logits] for reading, found in readings.items()}
         _write_table(pd.DataFrame(logits), folder / LOGITS)
         _write(curves, folder / CURVES)
-        metrics = {reading: compute_metrics(found.labels, found.logits) for reading, found in readings.items()}
+        measured = {reading: measure_logits(found.labels, found.logits) for reading, found in readings.items()}
+        metrics = {reading: {name: found[name] for name in METRICS} for reading, found in measured.items()}
         record = {"arm": run.arm, "seed": run.seed, **facts, "readings": metrics}
         _write((json.dumps(record, indent=2) + "\n").encode(), folder / RECORD)
 

@@ -15,9 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from pcam.errors import UserError
+from pcam.evaluation.metrics import measure_logits
 from pcam.probe import few_shot, linear
 from pcam.probe.few_shot import few_shot_table, neighbour_logits
-from pcam.probe.linear import LogisticRegression, apply_linear, fit_eva, fit_lbfgs, measure_logits
+from pcam.probe.linear import LogisticRegression, apply_linear, fit_eva, fit_lbfgs
 from pcam.probe.run import check_both_classes
 from pcam.probe.store import EmbeddedSplit
 

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 
 from pcam.errors import UserError
+from pcam.evaluation.metrics import measure_logits
 from pcam.evaluation.predictions import Predictions
 from pcam.run_folder import RunFolder
 from pcam.study.measure import measure_run
 from pcam.study.plan import Plan, Run
 from pcam.study.report import write_report
-from pcam.study.results import ResultsFolder, compute_metrics
+from pcam.study.results import ResultsFolder
 from pcam.study.runner import StudyFolder
 from tests.study.made_up import PLAN, make_run
 
@@ -183,5 +184,5 @@ def test_a_run_whose_environment_is_lost_is_not_measured(content: str | None, tm
 
 
 def test_metrics_of_scores_that_saturate_are_finite() -> None:
-    found = compute_metrics(np.array([0, 1], np.uint8), np.array([100, -100], np.float32))
-    assert found == {"auroc": 0, "average_precision": 0.5, "accuracy": 0, "loss": 100}
+    found = measure_logits(np.array([0, 1], np.uint8), np.array([100, -100], np.float32))
+    assert found == {"loss": 100, "auroc": 0, "average_precision": 0.5, "accuracy": 0, "balanced_accuracy": 0}
