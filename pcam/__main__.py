@@ -8,7 +8,7 @@ import pcam
 from pcam.commands.prepare_data import COMMANDS as DATA_COMMANDS
 from pcam.commands.prepare_data import SPELLED
 from pcam.door import Arguments, first_line, front_door, leave, run_function
-from pcam.terminal import similar_names
+from pcam.terminal import UNREAD, end_output, similar_names
 
 MODULES: Final = (
     "train", "probe", "embed", "evaluate", "average", "predict", "slide", "explain", "export", "page", "study",
@@ -25,9 +25,9 @@ def main(args: Arguments = None) -> None:
     """
     words = sys.argv[1:] if args is None else list(args)
     if not words or words[0] in ("-h", "--help"):
-        say([overview()])
+        say(overview())
     elif words[0] == "--version":
-        say([f"pcam {pcam.__version__}"])
+        say(f"pcam {pcam.__version__}")
     elif words[0] in MODULES:
         import_module(f"pcam.commands.{words[0]}").main(words[1:])
     elif words[0] in DATA_COMMANDS:
@@ -37,14 +37,13 @@ def main(args: Arguments = None) -> None:
         leave(f"Expected a command of pcam, but found '{words[0]}'; {advice}.", 2)
 
 
-@front_door
-def say(args: Arguments = None) -> None:
-    """Print something.
-
-    Args:
-        args: What is printed.
-    """
-    print(*(args or []))
+def say(text: str) -> None:
+    """Print something, wherever the process is started and whether it is read or not."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        end_output()
+        sys.exit(UNREAD)
 
 
 @front_door

@@ -27,7 +27,7 @@ from pcam import wrong_values
 from pcam.errors import REFUSALS, SIGNALS, ConfigError, StoppedError, UserError
 from pcam.memory import keep_freed_memory
 from pcam.shipped import find_config
-from pcam.terminal import nobody_reads, printable, similar_names
+from pcam.terminal import UNREAD, end_output, nobody_reads, printable, similar_names
 from pcam.yaml_files import check_yaml
 
 Arguments = Sequence[str] | None
@@ -45,8 +45,8 @@ def front_door(main: Main) -> Main:
     """Turn whatever can end a command into its exit code and one sentence.
 
     The exit code is 1 for a `UserError`, 2 for a `ConfigError` and for a wrong command line, and 128 plus the signal's
-    number after a signal: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a closed terminal). A bug keeps its
-    traceback.
+    number after a signal: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a closed terminal), 141 where nobody
+    reads the output any more. A bug keeps its traceback.
 
     Args:
         main: The main function of a command.
@@ -61,17 +61,20 @@ def front_door(main: Main) -> Main:
         with _signals() as received:
             try:
                 _check_working_directory()
-                try:
-                    main(args)
-                finally:
-                    sys.stdout.flush()
+                main(args)
+                if not end_output():
+                    sys.exit(UNREAD)
+            except SystemExit as ended:
+                if ended.code or end_output():
+                    raise
+                sys.exit(UNREAD)
             except StoppedError as error:
                 leave(str(error), 128 + error.signal_number)
             except KeyboardInterrupt:
                 leave("Interrupted.", 128 + signal.SIGINT)
             except Exception as error:
                 if isinstance(error, BrokenPipeError) and nobody_reads():
-                    sys.exit(128 + signal.SIGPIPE)  # as if the signal had ended it, which Python ignores
+                    sys.exit(UNREAD)
                 if received:  # a library has made another error of the one that the signal raised
                     leave("Stopped.", 128 + received[0])
                 _answer(error)
@@ -171,6 +174,7 @@ def leave(sentence: str, exit_code: int) -> NoReturn:
         exit_code: The exit code.
     """
     print(f"{program()}: {printable(sentence)}", file=sys.stderr)
+    end_output()
     sys.exit(exit_code)
 
 
@@ -187,6 +191,9 @@ class Parser(ArgumentParser):
 
     supplied_by_config: Set[str] = frozenset()
     """Options that are required, but that a config gives: the help does not ask for them."""
+
+    _words: list[str] | None = None
+    """The command line; None of a parser within another, as of an entry in a config."""
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Explain the options; those that a config supplies are not marked as required."""
@@ -211,16 +218,10 @@ class Parser(ArgumentParser):
             )
             said = f"Expected options of {program()}, but found {unknown[1]}; {advice}."
         elif missing:
-            typed = self._typed(missing[1].split(", "))
+            names = missing[1].split(", ")
+            typed = wrong_values.missing_names(self, names, self._words, names_of_config=self.supplied_by_config)
             said = f"Expected {typed}, without which {program()} cannot run, but found none; --help explains it."
         leave(wrong_values.sentence(said) or said, 2)
-
-    def _typed(self, names: Sequence[str]) -> str:
-        """Say what a user would have to type for the parameters of these names."""
-        if set(names) <= self.supplied_by_config:
-            return "--config"
-        found = {action.dest: [*action.option_strings, action.metavar or action.dest][0] for action in self._actions}
-        return " and ".join(str(found.get(name, name.rpartition(".")[2])) for name in names)
 
     def add_function(
         self,
@@ -273,7 +274,7 @@ class Parser(ArgumentParser):
 
         What is not text is answered with one sentence too.
         """
-        words = sys.argv[1:] if args is None else [str(word) for word in args]
+        self._words = words = sys.argv[1:] if args is None else [str(word) for word in args]
         if self.supplied_by_config and {"-h", "--help"} & set(words):  # while parsing, jsonargparse 4.53 restores marks
             self.print_help()
             sys.exit(0)

@@ -2,12 +2,16 @@
 
 import os
 import select
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
 
 STDOUT: Final = 1
 """The number of standard output."""
+
+UNREAD: Final = 128 + 13
+"""The exit code if nobody reads the output any more, as after `| head`: that of SIGPIPE, which Python ignores."""
 
 
 def printable(text: str) -> str:
@@ -41,13 +45,28 @@ def similar_names(found: str, known: Iterable[str], otherwise: str, *, likeness:
     return f"similar ones are {', '.join(near)}" if near else otherwise
 
 
+def end_output() -> bool:
+    """Write out what has been printed, and say whether somebody reads it; if not, what follows is written nowhere."""
+    try:
+        if sys.stdout is not None:  # a user may have closed it
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return False
+    return True
+
+
 def nobody_reads() -> bool:
-    """Find whether standard output is a pipe to a command that has ended, such as `head`; then close it for good."""
+    """Find whether standard output is a pipe to a command that has ended; if so, what follows is written nowhere."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
     poll.register(STDOUT, 0)  # that the other end is closed is told whatever is asked for
     is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
     if is_closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # for what Python still writes when it ends
+        _discard_output()
     return is_closed
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python still writes what it has kept when it ends

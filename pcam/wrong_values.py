@@ -1,7 +1,9 @@
 """Sentences about options with wrong values, in the place of those of jsonargparse and argparse."""
 
 import re
-from collections.abc import Iterable
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 _KINDS: Final = {
@@ -95,3 +97,33 @@ def _in_words(kind: str) -> list[str]:
         return ["a list such as [128]"]
     name = re.sub(r"\[.*", "", kind.removeprefix("<class '").removesuffix("'>")).rpartition(".")[2]
     return [_KINDS.get(name, name)]
+
+
+def missing_names(
+    parser: ArgumentParser, names: Sequence[str], words: Sequence[str] | None, *, names_of_config: AbstractSet[str]
+) -> str:
+    """Say what a user would have to type, or to write into a config, for parameters that are missing.
+
+    Args:
+        parser: The parser that misses them.
+        names: Their names; those of a subcommand come after its name, as in "pack.root".
+        words: The command line; None if the parser is that of a part of a config.
+        names_of_config: The names of parameters that a config gives.
+    """
+    if words is None:
+        return " and ".join(names)
+    if set(names) <= names_of_config:
+        has_config = any(word.partition("=")[0] == "--config" for word in words)
+        return f"{' and '.join(names)} in the config" if has_config else "--config"
+    return " and ".join(_typed(parser, name) for name in names)
+
+
+def _typed(parser: ArgumentParser, name: str) -> str:
+    """What a user types for a parameter: --input, or RUN for one without a flag."""
+    command, _, rest = name.partition(".")
+    for action in parser._actions:
+        if action.dest == name:
+            return str([*action.option_strings, action.metavar or name][0])
+        if isinstance(action.choices, dict) and command in action.choices:
+            return _typed(action.choices[command], rest)
+    return name

@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 from pcam.atomic import is_stream
 from pcam.commands.options import BatchSize, warn_of_bfloat16
 from pcam.door import Arguments, front_door, run_function
+from pcam.errors import UserError
 from pcam.options import ADAPTED_LAYERS, Adaptation, AdaptationMethod, CheckpointName, Precision
 from pcam.run_folder import RunFolder
 
@@ -77,6 +78,11 @@ def predict(
     Raises:
         UserError: If the run cannot be used, or some patches cannot be read.
     """
+    if STANDARD_INPUT in inputs and len(inputs) > 1:
+        raise UserError(
+            f"Expected a list on standard input (--input --) or other inputs, but found both in {len(inputs)} inputs; "
+            f"score them one after the other."
+        )
     folder = RunFolder.find(Path(run))
 
     def load() -> "Classify":

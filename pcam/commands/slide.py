@@ -46,8 +46,8 @@ def slide(
         output: The folder for slides.csv and, for each slide, a folder with scores.tif (the map), map.png, top.png,
             scores.geojson and regions.geojson (for QuPath) and slide.json.
         mpp: The micrometres per pixel of the slides, 0.01 to 10, instead of those that their files say.
-        tissue: What is tissue: a file of GeoJSON, ASAP's XML or a mask, or a folder of files named as the slides; null
-            finds it by PatchCamelyon's rule, without pen marks.
+        tissue: What is tissue: a file of GeoJSON, ASAP's XML or a mask, or a folder of files named as the slides; areas
+            of the classes exclusion and Ignore* are cut out. Null finds it by PatchCamelyon's rule, without pen marks.
         truth: What is tumour, in the same forms, such as CAMELYON16's XML or masks: the scores are then evaluated, in
             metrics.json, froc.png and roc.png. A slide that the folder has no file for is normal.
         threshold: The threshold of regions and areas: one that was chosen on the valid split, or 0.5.

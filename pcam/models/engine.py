@@ -5,6 +5,7 @@ import warnings
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -70,14 +71,22 @@ class Engine:
         return torch.from_numpy(np.concatenate(found)[: len(patches)]) if found else torch.empty(0)
 
 
-@cache
+_ONE_AT_A_TIME: Final = Lock()
+
+
 def _core() -> Any:
-    """Make OpenVINO's core, one for the whole process.
+    """Give OpenVINO's core, one for the whole process.
 
     The first to compile for the CPU changes the stack that signals are handled on, and changes it back when it is
     freed. Of two that overlap, the second changes it back to that of the first, which is gone: the next signal would
     end the process.
     """
+    with _ONE_AT_A_TIME:
+        return _new_core()
+
+
+@cache
+def _new_core() -> Any:
     import openvino  # noqa: PLC0415  # optional
 
     return openvino.Core()

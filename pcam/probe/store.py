@@ -35,7 +35,7 @@ class EmbeddedSplit:
 
     Args:
         path: The file, a NumPy array of shape (patches, features) in the order of the packed store.
-        matrix: The same, memory-mapped.
+        matrix: The same, memory-mapped; or some of its rows, in memory.
         labels: The label of each patch, 0 or 1.
         seconds: How long computing them took, without what was read from an earlier, interrupted job.
         computed: How many patches those seconds were for.
@@ -54,7 +54,7 @@ class EmbeddedSplit:
             rows: The rows of the patches, in the order of the packed store.
 
         Returns:
-            The embeddings and labels of these alone; nothing is read if they are all.
+            The embeddings and labels of these alone, copied into memory; nothing is read or copied if they are all.
         """
         if len(rows) == len(self.labels):
             return self
@@ -97,6 +97,7 @@ class Embedding:
 
     def path(self, split: SplitName) -> Path:
         """The file of a split's embeddings, whether it is there or not."""
+        # In the first form, rows that data.train_patches had not chosen were 0.
         facts = {**self._facts, "form": 2, "patches": self.data.packed(split).fingerprint}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         return self.data.store_path(split).parent / "embeddings" / f"{split}-{key}.npy"

@@ -22,10 +22,10 @@ ENDINGS: Final = (".xml", ".geojson", ".json", "_mask.tif", "_mask.tiff", ".tif"
 """What the name of the file for a slide has after the slide's own, in lower case."""
 
 TUMOUR_GROUPS: Final = frozenset({"_0", "_1", "tumor", "tumour", "metastases", "metastasis", "none"})
-EXCLUDED_GROUPS: Final = frozenset({"_2", "exclusion", "normal"})
+EXCLUDED_GROUPS: Final = frozenset({"_2", "exclusion", "ignore*", "normal"})
 """ASAP's groups and QuPath's classes of annotations, in lower case: what is tumour, and what is cut out of it.
 
-What has no group is "none".
+What has no group is "none"; "ignore*" is a class that QuPath comes with.
 
 Source: CAMELYON16's and CAMELYON17's README: _0 and _1 are tumour and _2 are normal parts within it; metastases and
 normal.
@@ -187,7 +187,8 @@ def read_marked(path: Path, slide: Slide, *, tumour: bool = True) -> Marked:
             .json), as QuPath writes it, in pixels from the corner of what QuPath shows; or a mask.
         slide: The slide.
         tumour: Whether the areas are to be tumour: then a group (of ASAP) or class (of QuPath) that is neither tumour
-            nor cut out of it is refused. Otherwise every area counts, but for what is cut out.
+            nor cut out of it is refused. Otherwise areas of any group are marked, normal ones too, but for those of
+            "_2", "exclusion" and "ignore*", which are cut out.
 
     Returns:
         The areas.
@@ -228,7 +229,7 @@ def _marks(group: str, path: Path, tumour: bool) -> bool:
             f"({', '.join(sorted(EXCLUDED_GROUPS))}) in {path}, but found '{group}'; rename it in the program that "
             f"wrote the file, or leave it out."
         )
-    return group.lower() not in EXCLUDED_GROUPS
+    return group.lower() not in (EXCLUDED_GROUPS if tumour else EXCLUDED_GROUPS - {"normal"})
 
 
 def _asap(path: Path, slide: Slide) -> Iterator[tuple[Polygon, str]]:
@@ -256,8 +257,9 @@ def _geojson(found: Any, slide: Slide, group: str = "None") -> Iterator[tuple[Po
     if kind == "FeatureCollection":
         yield from _geojson(found["features"], slide)
     elif kind == "Feature":
-        given = (found.get("properties") or {}).get("classification") or {}
-        yield from _geojson(found["geometry"], slide, given.get("name") or ": ".join(given.get("names", [])) or "None")
+        given = (found.get("properties") or {}).get("classification") or "None"
+        name = given if isinstance(given, str) else given.get("name") or ": ".join(given.get("names") or []) or "None"
+        yield from _geojson(found["geometry"], slide, name)
     elif kind == "GeometryCollection":
         yield from _geojson(found["geometries"], slide, group)
     elif kind in ("Polygon", "MultiPolygon"):

@@ -31,6 +31,10 @@ def chosen_threshold(run: TrainedRun, name: ThresholdName, tta: bool | None = No
     """
     if name == HALF:
         return 0.5
+    if name not in get_args(ThresholdName):
+        raise UserError(
+            f"Expected a threshold from 0 to 1, or one of {', '.join(get_args(ThresholdName))}, but found {name!r}."
+        )
     record = run.recorded_choices(tta)
     if record is not None:
         thresholds = record["thresholds"]
@@ -44,10 +48,6 @@ def chosen_threshold(run: TrainedRun, name: ThresholdName, tta: bool | None = No
                 f"where its data are, or take --threshold 0.5."
             ) from error
         thresholds = {key: float(expit(logit)) for key, logit in Choices.on(predictions).thresholds.items()}
-    if name not in get_args(ThresholdName):
-        raise UserError(
-            f"Expected a threshold from 0 to 1, or one of {', '.join(get_args(ThresholdName))}, but found {name!r}."
-        )
     if name not in thresholds:
         raise UserError(
             f"Expected the threshold {name} of {run.folder.path}, but its valid split has only one class; take "

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from pcam.atomic import atomic_path, link_path
+from pcam.checkpoint_file import load_checkpoint
+from pcam.errors import UserError
 from pcam.messages import inform
 from pcam.options import Monitor
 from pcam.run_folder import RunFolder
@@ -74,9 +76,14 @@ class LastCheckpoint(_RunCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where training goes on from `previous.ckpt`, let it take the place of a `last.ckpt` that is not whole."""
-        previous = self._run.checkpoints / "previous.ckpt"
-        if trainer.is_global_zero and trainer.ckpt_path is not None and Path(trainer.ckpt_path) == previous:
-            link_path(previous, self._run.checkpoints / "last.ckpt")
+        last, previous = (self._run.checkpoints / f"{name}.ckpt" for name in ("last", "previous"))
+        if not trainer.is_global_zero or trainer.ckpt_path is None or not previous.exists():
+            return
+        if Path(trainer.ckpt_path).samefile(previous) and last.exists():
+            try:
+                load_checkpoint(last)
+            except UserError:
+                link_path(previous, last)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Write a checkpoint if it is time."""

@@ -10,8 +10,9 @@ from torch import Tensor
 class RandomState(Callback):
     """Save the state that dropout draws from, and restore it where training goes on.
 
-    Of several processes, each has the state of its own GPU saved and restored. On an Apple GPU nothing is saved, and
-    what a resumed run draws is not what the uninterrupted one would have.
+    Of several processes, each has the state of its own GPU saved and restored (not tried on GPUs); of the CPU it is the
+    state of the first process. On an Apple GPU nothing is saved, and what a resumed run draws is not what the
+    uninterrupted one would have.
 
     The order and the augmentation of patches need none of it: they are functions of seed and epoch.
     """

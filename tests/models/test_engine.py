@@ -67,7 +67,7 @@ def test_an_engine_is_freed_with_its_threads_and_memory() -> None:
     made()
     threads, functions = thread_count(), len(torch.jit._state._python_cu.get_functions())
     assert [made()() for _ in range(3)] == [None] * 3
-    assert thread_count() == threads
+    assert thread_count() <= threads
     assert len(torch.jit._state._python_cu.get_functions()) == functions  # PyTorch keeps none with its weights
 
 

@@ -5,14 +5,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from pcam.commands.evaluate import evaluate
-from pcam.commands.page import main, page
+from pcam.commands.page import page
 from pcam.errors import UserError
 from pcam.page.answers import MOST_PATCHES, answer, with_threshold
 from pcam.page.app import _examples
@@ -80,22 +83,35 @@ def test_a_larger_image_gets_a_map_whose_threshold_can_be_moved(run: TrainedRun,
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_the_page_answers_over_http_until_it_is_stopped(run: TrainedRun, patches: list[Path]) -> None:
     gradio_client = pytest.importorskip("gradio_client")
+    with page_at(str(run.folder.path)) as address:
+        client = gradio_client.Client(address, verbose=False)
+        found = client.predict([gradio_client.handle_file(path) for path in patches], 0, api_name="/score")
+        table = next(part["value"] for part in found if isinstance(part, dict) and "headers" in str(part.get("value")))
+        column = table["headers"].index("score")
+        assert [row[column] for row in table["data"]] == pytest.approx(scores_of(run, patches), abs=1e-4)
+        client.close()
+
+
+@pytest.mark.slow
+def test_without_a_run_it_is_the_network_that_comes_with_the_package() -> None:
+    with page_at() as address:
+        assert "best" in requests.get(f"{address}config", timeout=60).text
+
+
+@contextmanager
+def page_at(*words: str) -> Iterator[str]:
+    """The command `page` in a process of its own, until Ctrl-C; lends its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pcam", "page", str(run.folder.path), "--port", str(port)]
+    command = [sys.executable, "-m", "pcam", "page", *words, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300
         while not answers(port) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert process.poll() is None, process.communicate()[1]
-        client = gradio_client.Client(f"http://127.0.0.1:{port}/", verbose=False)
-        found = client.predict([gradio_client.handle_file(path) for path in patches], 0, api_name="/score")
-        table = next(part["value"] for part in found if isinstance(part, dict) and "headers" in str(part.get("value")))
-        column = table["headers"].index("score")
-        assert [row[column] for row in table["data"]] == pytest.approx(scores_of(run, patches), abs=1e-4)
-        client.close()
+        yield f"http://127.0.0.1:{port}/"
     finally:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
@@ -114,16 +130,6 @@ def test_few_patches_make_the_larger_example_too(run: TrainedRun, tmp_path: Path
     assert len(paths) == 5
     with Image.open(larger) as image:
         assert image.size == (8 * 96, 6 * 96)
-
-
-def test_without_a_run_it_is_the_network_that_comes_with_the_package(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown = []
-    monkeypatch.setattr("pcam.page.app.build", lambda runs, *rest: shown.extend(runs))
-    monkeypatch.setattr("pcam.page.app.launch", lambda blocks, port: None)
-    main([])
-    assert [run.folder.path.name for run in shown] == ["best"]
 
 
 def test_a_run_that_is_not_there_is_said_before_anything_is_opened(tmp_path: Path) -> None:

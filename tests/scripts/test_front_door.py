@@ -1,7 +1,7 @@
 """What a user who errs is told: one sentence, an exit code, no traceback."""
 
 import errno
-import signal
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from pcam.commands.predict import main as predict
 from pcam.commands.prepare_data import main as prepare_data
 from pcam.commands.study import main as study
 from pcam.commands.train import main as train
+from pcam.terminal import UNREAD
 from tests.conftest import REPOSITORY
 
 DEMO = ["--config", str(REPOSITORY / "configs" / "demo.yaml")]
@@ -47,13 +48,26 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
         (predict, [], "Expected RUN and --input, without which"),
         (predict, ["--input", "patches"], "Expected RUN, without which"),
         (prepare_data, ["pack"], "Expected root, without which"),
+        (prepare_data, ["cut", "slide"], "Expected --truth and --output, without which"),
         (study, [], "Expected --config, without which"),
+        (study, ["--config", "{plan}"], "Expected seeds and source in the config, without which"),
     ],
 )
 def test_what_is_missing_is_called_as_it_is_typed(
-    main: Callable[[list[str]], None], args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    main: Callable[[list[str]], None], args: list[str], expected: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("{name: a, title: b, split: valid, arms: {a: {label: a, config: cnn}}, questions: []}")
+    assert expected in sentence(capsys, main, [word.format(plan=plan) for word in args], 2)
+
+
+def test_what_is_missing_in_a_part_of_a_config_is_called_as_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in sentence(capsys, main, args, 2)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("{name: a, title: b, split: valid, seeds: [1], source: c, arms: {a: {config: cnn}}, questions: []}")
+    assert "Expected label, without which" in sentence(capsys, study, ["--config", str(plan)], 2)
 
 
 @pytest.mark.parametrize(
@@ -194,16 +208,36 @@ def test_evaluating_what_is_no_run_ends_with_1(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["configs"], ["--help"], ["evaluate", "--help"]])
-def test_nobody_is_told_that_nobody_reads(words: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "codes", "expected"),
+    [
+        (["configs"], {UNREAD}, ""),
+        (["--help"], {UNREAD}, ""),
+        (["evaluate", "--help"], {UNREAD, 0}, ""),  # argparse does not mind
+        (["evaluate", "nowhere"], {1}, "Expected a run folder"),  # why it ends counts more
+    ],
+)
+def test_nobody_is_told_that_nobody_reads(words: list[str], codes: set[int], expected: str, unbuffered: str) -> None:
+    command = [sys.executable, "-m", "pcam", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with subprocess.Popen(
-        [sys.executable, "-m", "pcam", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()  # as `| head` does
-        assert process.stderr.read() == ""
-    assert process.returncode in (128 + signal.SIGPIPE, 0)  # argparse writes its help whether it is read or not
+        said = process.stderr.read()
+    assert process.returncode in codes
+    assert said.count("\n") == bool(expected)
+    assert expected in said
+
+
+@pytest.mark.parametrize("words", ["--version", "configs"])
+def test_standard_output_may_be_closed(words: str) -> None:
+    command = f"{sys.executable} -m pcam {words} >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_config_may_name_a_network_alone_or_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,6 +306,8 @@ def test_inputs_may_be_given_one_by_one(run: Path, folder: Path, tmp_path: Path)
     [
         (["--input", "image.png", "--output", "."], "Expected to write a file ., but found a folder there"),
         (["--input", "nowhere"], "found nothing at nowhere; correct --input"),
+        (["--input", "--", "--input", "image.png"], "Expected a list on standard input (--input --) or other inputs"),
+        (["--input", "image.png", "-"], "Expected a list on standard input (--input --) or other inputs"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

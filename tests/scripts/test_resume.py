@@ -263,11 +263,13 @@ def test_a_checkpoint_that_lacks_a_part_of_the_state_is_not_resumed_from(
 
 def test_going_on_from_the_previous_checkpoint_keeps_it_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
-    last.write_bytes(last.read_bytes()[:1000])
-    good = previous.read_bytes()
+    newer, good = last.read_bytes(), previous.read_bytes()
     with pytest.MonkeyPatch.context() as patch:  # the disk fills while the next checkpoint is written
         patch.setattr(torch, "save", lambda *args, **kwargs: raise_full())
         args = ["--resume", str(run), "--resume_from", "previous", "--trainer.max_steps", "9"]
+        assert "No space left" in sentence(capsys, train, args, 1)
+        assert last.read_bytes() == newer  # one that is whole stays
+        last.write_bytes(newer[:1000])
         assert "No space left" in sentence(capsys, train, args, 1)
     assert last.read_bytes() == previous.read_bytes() == good
     train(["--resume", str(run), "--trainer.max_steps", "9"])

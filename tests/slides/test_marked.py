@@ -93,8 +93,12 @@ def test_classes_of_qupath_say_what_is_tumour(slide: Slide, tmp_path: Path) -> N
         assert np.array_equal(read_marked(path, slide).mask(0, 0, 150, 155), cut)
     path.write_text(json.dumps([feature("Region*")]))
     assert np.array_equal(read_marked(path, slide, tumour=False).mask(0, 0, 150, 155), whole)
-    path.write_text(json.dumps([normal, feature("Tissue")]))
+    path.write_text(json.dumps([feature("Ignore*", corners=box(40, 40, 80, 80)), feature("Normal")]))
     assert np.array_equal(read_marked(path, slide, tumour=False).mask(0, 0, 150, 155), cut)
+    path.write_text(json.dumps(feature("Tumor") | {"properties": {"classification": "tumor"}}))
+    assert np.array_equal(read_marked(path, slide).mask(0, 0, 150, 155), whole)
+    path.write_text(json.dumps(feature("Tumor") | {"properties": {"classification": {"names": None}}}))
+    assert np.array_equal(read_marked(path, slide).mask(0, 0, 150, 155), whole)
 
 
 @pytest.mark.parametrize("shrink", [1, 4, 8])
