@@ -95,7 +95,7 @@ def test_the_page_answers_over_http_until_it_is_stopped(run: TrainedRun, patches
 @pytest.mark.slow
 def test_without_a_run_it_is_the_network_that_comes_with_the_package() -> None:
     with page_at() as address:
-        assert "best" in requests.get(f"{address}config", timeout=60).text
+        assert "About pretrained/best" in requests.get(f"{address}config", timeout=60).text
 
 
 @contextmanager
