@@ -82,7 +82,9 @@ def test_what_the_means_have_on_test(test: pd.DataFrame) -> None:
     words = " ".join(PAGE.split())
     assert "the three means have an AUROC of {}, {} and {}, and seeds 1 to 3".format(*means) in words
     together = auroc(test, ensemble(test, ["seed_1", "seed_2", "seed_3"]))
-    assert "{}, {} and {}, and as an ensemble {}; NLL".format(*runs, together) in words
+    assert "{}, {} and {}, and as an ensemble {}. The mean NLL".format(*runs, together) in words
+    losses = [digits(loss(test, *names), 3)[1:] for names in (MEANS, ["seed_1", "seed_2", "seed_3"])]
+    assert "The mean NLL of the three means is {}, that of seeds 1 to 3 is {}.".format(*losses) in words
     with_symmetries = [f"{name}_tta" for name in MEANS]
     assert "on test {}, {} and {}".format(*[auroc(test, test[name]) for name in with_symmetries]) in PAGE
     logits = test[with_symmetries].to_numpy().T
