@@ -140,8 +140,9 @@ def _equivalence(plan: Plan, answer: Answer, difference: Inference) -> str:
     assert question.margin is not None
     if -question.margin < inner[0] and inner[1] < question.margin:
         return (
-            f"These runs do not show surely enough for one of {len(plan.questions)} questions {open_question}: the "
-            f"difference may be anything from {_signed_range(low, high)}{unit}."
+            f"These runs do not show it surely enough. The difference (90 % interval {_signed_range(*inner)}{unit}) is "
+            f"within {margin}, but when {len(plan.questions)} questions are asked together, one of them looks so by "
+            f"chance too often."
         )
     return (
         f"These runs do not show {open_question}: the difference may be anything from {_signed_range(low, high)}{unit}."

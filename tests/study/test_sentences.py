@@ -91,8 +91,8 @@ def plain(question: Question, estimate: float, error: float, adjusted: float | N
         (
             replace(EQUIVALENCE, change=""),
             (0.0, 0.005, 0.09),
-            'These runs do not show surely enough for one of 2 questions whether AUROC differs by more than the margin '
-            'of .01 between "first" and "second": the difference may be anything from -.010 to +.010.',
+            "These runs do not show it surely enough. The difference (90 % interval -.008 to +.008) is within the "
+            "margin of .01, but when 2 questions are asked together, one of them looks so by chance too often.",
         ),
     ],
 )  # fmt: skip
