@@ -12,7 +12,7 @@ from pcam.evaluation.adaptation import MAX_PATCHES, MIN_PATCHES, SEED
 from pcam.options import Adaptation
 from pcam.patches import PatchArray
 from pcam.slides.cutting import sample_windows
-from pcam.slides.slide import Slide, open_slide
+from pcam.slides.slide import Slide, open_slide, stamp
 from pcam.terminal import printable
 from pcam.trained import TrainedRun
 
@@ -39,7 +39,7 @@ class SlideClassifiers:
         self.key: dict[str, Any] = {} if adaptation is None else {"adaptation": str(adaptation)}
         if adaptation is not None and adaptation.unit == "all":
             paths = list(slides)
-            self.key["adapted to"] = [_version(path) for path in paths]
+            self.key["adapted to"] = [stamp(path) if path.exists() else None for path in paths]
             windows = [window for path in paths for window in _windows(path, mpp, len(paths))]
             self._to_all = self._adapted(np.array(windows))
 
@@ -63,12 +63,6 @@ class SlideClassifiers:
     def _adapted(self, windows: PatchArray) -> TrainedRun:
         assert self._adaptation is not None
         return self._run if len(windows) < MIN_PATCHES else self._run.adapted_to(windows, self._adaptation)
-
-
-def _version(path: Path) -> str:
-    """Name a file so that another file in its place has another name."""
-    found = path.stat() if path.exists() else None
-    return f"{path.resolve()}" + ("" if found is None else f" of {found.st_size} bytes, {found.st_mtime_ns}")
 
 
 def _windows(path: Path, mpp: float | None, slides: int) -> Iterable[NDArray[np.uint8]]:

@@ -15,7 +15,7 @@ from pcam.outputs import JSON, PNG, SLIDES_CSV, check_output
 from pcam.slides.adapting import SlideClassifiers
 from pcam.slides.marked import find_marked, read_marked
 from pcam.slides.scoring import Report, score
-from pcam.slides.slide import open_slide
+from pcam.slides.slide import open_slide, stamp
 from pcam.slides.thresholds import chosen_threshold
 from pcam.slides.truth import SlideTruth, evaluate, write_evaluation
 from pcam.slides.writing import check_files, read_map, write_slide, write_table, written_row
@@ -196,11 +196,6 @@ def _key(
     run: TrainedRun, slide: Path, tissue: Path | None, mpp: float | None, threshold: str, limit: float
 ) -> dict[str, Any]:
     """What the scores of a slide depend on."""
-
-    def stamp(path: Path) -> list[Any]:
-        status = path.stat()
-        return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
     key = {
         "slide": stamp(slide),
         "checkpoint": stamp(run.folder.checkpoint(run.checkpoint)),

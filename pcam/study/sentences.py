@@ -131,12 +131,6 @@ def _equivalence(plan: Plan, answer: Answer, difference: Inference) -> str:
         return f'"{one}" and "{other}" are equally good: {metric} differs by {numbers}, less than {margin}.'
     if answer.refuted:
         return f"{_effect(plan, question, difference)}, more than {margin}."
-    open_question = (
-        f"whether {question.change} changed {metric} by more than {margin}"
-        if question.change
-        else f'whether {metric} differs by more than {margin} between "{one}" and "{other}"'
-    )
-    low, high = difference.interval()
     assert question.margin is not None
     if -question.margin < inner[0] and inner[1] < question.margin:
         return (
@@ -144,6 +138,12 @@ def _equivalence(plan: Plan, answer: Answer, difference: Inference) -> str:
             f"within {margin}, but when {len(plan.questions)} questions are asked together, one of them looks so by "
             f"chance too often."
         )
+    open_question = (
+        f"whether {question.change} changed {metric} by more than {margin}"
+        if question.change
+        else f'whether {metric} differs by more than {margin} between "{one}" and "{other}"'
+    )
+    low, high = difference.interval()
     return (
         f"These runs do not show {open_question}: the difference may be anything from {_signed_range(low, high)}{unit}."
     )
