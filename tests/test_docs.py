@@ -203,6 +203,16 @@ def test_a_page_that_a_study_wrote_is_what_it_writes(
     assert pictures == {path.name for path in (page.parent / "images").glob(f"{page.stem}_*.svg")}
 
 
+def test_the_readme_says_what_the_study_answers() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    paragraph = readme.split("**Answers a question**")[1].split("```")[0]
+    answers = (DOCS / "study.md").read_text(encoding="utf-8").split("## The answers")[1].split("\n## ")[0]
+    found = re.findall(r"(\.\d+) \((\.\d+ to \.\d+)\)", " ".join(paragraph.split()))
+    assert len(found) == 2
+    for difference, interval in found:
+        assert re.search(rf"by {re.escape(difference)}( nats)? \({re.escape(interval)}\)", answers), difference
+
+
 def test_a_study_that_a_page_shows_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = fenced(DOCS / "scale.md", "yaml")
     path = tmp_path / "study.yaml"
