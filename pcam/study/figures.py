@@ -172,7 +172,8 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
 
     Returns:
         The means over seeds as thick lines, and each seed as a thin one; a dotted line marks the end of the first pass
-        over the training patches, and a thin one ln 2, the loss of a network that knows nothing.
+        over the training patches, a dashed one what was published, and a thin one ln 2, the loss of a network that
+        knows nothing.
     """
     figure = Figure(figsize=(6.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -181,25 +182,16 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
         color, style = READING_STYLES[reading]
         _draw_seeds(axes, [run.validation("loss", reading) for run in runs], f"validation, {name}", color, style)
     record = runs[0].record
-    axes.axvline(record["train_patches"] / record["batch_size"], color="black", linestyle=":", linewidth=1)
-    axes.text(
-        record["train_patches"] / record["batch_size"],
-        0.02,
-        " end of first pass",
-        transform=axes.get_xaxis_transform(),
-        fontsize=8,
-        rotation=90,
-        ha="right",
-    )
+    passed = record["train_patches"] / record["batch_size"]
+    axes.axvline(passed, color="black", linestyle=":", linewidth=1, label="end of the first pass")
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.axhline(log(2), color="black", linewidth=0.6)
     axes.text(1, log(2), "ln 2 ", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="step", ylabel="loss (nats)", xlim=(0, None), ylim=(0, None))
     if published is not None and published.loss is not None:
-        axes.axhline(published.loss, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
-        text = f" published, lowest: {published.loss:.3f}"
-        axes.text(0, published.loss, text, transform=axes.get_yaxis_transform(), va="top", fontsize=8)
+        lowest = f"published, lowest: {published.loss:.3f}"
+        axes.axhline(published.loss, color="black", linestyle=(0, (7, 4)), linewidth=1, label=lowest)
     number = None if published is None else published.loss_figure
     axes.set_title(f"Published figure {number}: {_plain(label)}" if number else _plain(label), fontsize=10)
     top = max(run.validation("loss", reading).max() for run in runs for reading in run.reading_names)
