@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +17,7 @@ from pcam.study.plan import Plan, Run
 from pcam.study.runner import POLL_SECONDS, TAKEN, Conditions, Job, StudyFolder
 
 STOPPED: Final = "Stopped; what is done is kept, and the same command goes on with the rest, within a run too."
+Show: TypeAlias = Callable[[Mapping[str, int], set[Run], set[Run]], None]  # steps by run, runs under way, runs done
 
 
 class Outcome(NamedTuple):
@@ -124,7 +125,7 @@ def execute(
     failures: dict[Run, str] = {}
     with _signals() as received, _table(plan, open_runs) as (show, console):
         jobs = {launcher.start(Job(plan, run, folder, conditions)): run for run in open_runs}
-        waiting = set(jobs)
+        waiting, done = set(jobs), set[Run]()
         try:
             while waiting:
                 ended, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
@@ -138,9 +139,11 @@ def execute(
                     if reason != TAKEN:
                         _keep_reason(folder, run, reason)
                     console.print(f"{run.name}: {'done' if reason is None else f'failed: {reason}'}", markup=False)
-                    if reason is not None:
+                    if reason is None:
+                        done.add(run)
+                    else:
                         failures[run] = reason
-                show(launcher.steps(), {jobs[future] for future in waiting})
+                show(launcher.steps(), {jobs[future] for future in waiting}, done)
         finally:
             if waiting:  # a bug: nothing goes on behind its back
                 launcher.stop(signal.SIGTERM)
@@ -158,19 +161,22 @@ def _keep_reason(folder: StudyFolder, run: Run, reason: str | None) -> None:
 
 
 @contextmanager
-def _table(plan: Plan, runs: Sequence[Run]) -> Iterator[tuple[Callable[[Mapping[str, int], set[Run]], None], Console]]:
-    """Show one row for all runs, and one for each that has begun; lends what updates them."""
+def _table(plan: Plan, runs: Sequence[Run]) -> Iterator[tuple[Show, Console]]:
+    """Show one row for all runs, and one for each that is under way; lends what updates them.
+
+    A run that has failed or was stopped is not under way any more and not done; its steps count as far as it came.
+    """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     goals = {run: plan.arms[run.arm].max_steps(run.arm) for run in runs}
     with Progress(*columns, TimeRemainingColumn(), speed_estimate_period=600) as progress:
         total = progress.add_task(f"{len(runs)} runs" if runs else "Nothing to train", total=sum(goals.values()))
         rows = {run: progress.add_task(run.name, total=goal, visible=False) for run, goal in goals.items()}
 
-        def show(steps: Mapping[str, int], waiting: set[Run]) -> None:
+        def show(steps: Mapping[str, int], waiting: set[Run], done: set[Run]) -> None:
             for run, row in rows.items():
                 progress.update(row, completed=steps.get(run.name, 0), visible=run in waiting and run.name in steps)
-            reached = sum(min(steps.get(run.name, 0), goals[run]) if run in waiting else goals[run] for run in runs)
-            progress.update(total, completed=reached, description=f"{len(runs) - len(waiting)} of {len(runs)} runs")
+            reached = sum(goals[run] if run in done else min(steps.get(run.name, 0), goals[run]) for run in runs)
+            progress.update(total, completed=reached, description=f"{len(done)} of {len(runs)} runs")
 
         yield show, progress.console
 

@@ -18,6 +18,7 @@ import yaml
 from pcam.commands.study import main as study
 from pcam.study import launch, runner
 from tests.conftest import REPOSITORY
+from tests.study.made_up import PLAN
 
 STEPS = 12
 
@@ -81,6 +82,7 @@ def test_one_arm_fails_and_the_others_go_on(
     assert re.search(r"Expected 3 runs, but 1 could not be done \(broken_seed_1: .*Expected", said.err)
     assert "nothing.pth" in said.err
     assert "Traceback" not in said.err
+    assert "2 of 3 runs" in said.out
     results = {path.parts[-2] for path in output.glob("results/*/record.json")}
     assert results == {"plain_seed_1", "dropout_seed_1"}
     report = (output / "report" / "report.md").read_text()
@@ -133,7 +135,8 @@ def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Pat
     metrics = run / "metrics.csv"
     for number in (signal.SIGINT, signal.SIGHUP):
         logged = metrics.stat().st_size if metrics.exists() else 0
-        process = subprocess.Popen([*command, "--shard", "1/3"], stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen([*command, "--shard", "1/3"], text=True, **pipes)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if metrics.exists() and metrics.stat().st_size > logged:
@@ -141,8 +144,9 @@ def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Pat
             time.sleep(0.02)
         assert process.poll() is None
         process.send_signal(number)
-        _, said = process.communicate(timeout=120)
+        table, said = process.communicate(timeout=120)
         assert process.returncode == 128 + number
+        assert "0 of 1 runs" in table
         assert "Stopped; what is done is kept, and the same command goes on with the rest" in said
     study(words(plan, patch_root, stopped, "--shard", "1/3"))
     ends = [
@@ -212,6 +216,13 @@ def test_a_closed_terminal_stops_a_study_unless_nohup_says_not_to(ignored: bool)
         assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_table_counts_a_run_as_done_only_if_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = done, failed, stopped = PLAN.runs()[:3]  # 2,250 steps each
+    with launch._table(PLAN, runs) as (show, _):
+        show({done.name: 2250, failed.name: 500, stopped.name: 20}, set(), {done})
+    assert re.search("1 of 3 runs .* 2770/6750 steps", capsys.readouterr().out)
 
 
 def test_a_process_that_was_killed_is_said_to_be(tmp_path: Path) -> None:
