@@ -155,7 +155,7 @@ def collect_results(plan: Plan, folder: StudyFolder) -> Results:
 def find_missing(plan: Plan, folder: StudyFolder) -> list[Missing]:
     """List the runs that are not done, those of an arm with the same reason together."""
     seeds: dict[tuple[str, str | None], list[int]] = {}
-    for run in plan.runs():
+    for run in sorted(plan.runs(), key=lambda run: list(plan.arms).index(run.arm)):
         if not folder.results.is_done(run):
             failure = folder.failure(run)
             reason = failure.read_text(encoding="utf-8").strip() if failure.exists() else None
@@ -221,6 +221,24 @@ def compare(first: Side, second: Side, metric: Metric) -> Inference:
     shape = (2, len(first.runs))
     bounds = (-inf, inf) if metric == "loss" else (-1.0, 1.0)
     return compare_arms(merits.reshape(shape), covariance.reshape(*shape, *shape), bounds)
+
+
+def shown_readings(plan: Plan, run: RunResult) -> dict[Reading, str]:
+    """Name the readings of a run that a page shows: the published study's only in a study that is about its lag.
+
+    Args:
+        plan: The study. It is about the lag if it repeats a publication, or asks of that reading.
+        run: The run.
+
+    Returns:
+        The names, by reading.
+    """
+    return {name: words for name, words in run.reading_names.items() if name != PUBLISHED_READING or is_about_lag(plan)}
+
+
+def is_about_lag(plan: Plan) -> bool:
+    """Whether a study asks what lagging batch-norm statistics do, or repeats a publication that had them."""
+    return bool(plan.published) or any(PUBLISHED_READING in question.readings for question in plan.questions)
 
 
 def measure_lags(plan: Plan, results: Results) -> list[Lag]:

@@ -162,12 +162,15 @@ def published_roc_figure(label: str, runs: Sequence[RunResult], published: Publi
     return figure
 
 
-def loss_figure(label: str, runs: Sequence[RunResult], published: Published | None) -> Figure:
-    """Draw the losses of an arm over its training, with the validation loss in each reading.
+def loss_figure(
+    label: str, runs: Sequence[RunResult], readings: Mapping[Reading, str], published: Published | None
+) -> Figure:
+    """Draw the losses of an arm over its training, with the validation loss in some readings.
 
     Args:
         label: The label of the arm.
         runs: The runs of the arm.
+        readings: The names of the readings that are drawn.
         published: What was published of it, or None.
 
     Returns:
@@ -178,7 +181,7 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
     figure = Figure(figsize=(6.2, 4.4), layout="constrained")
     axes = figure.subplots()
     _draw_seeds(axes, [run.curves.set_index("step")["train/loss"].dropna() for run in runs], "training", "#777777", "-")
-    for reading, name in runs[0].reading_names.items():
+    for reading, name in readings.items():
         color, style = READING_STYLES[reading]
         _draw_seeds(axes, [run.validation("loss", reading) for run in runs], f"validation, {name}", color, style)
     record = runs[0].record
@@ -194,7 +197,7 @@ def loss_figure(label: str, runs: Sequence[RunResult], published: Published | No
         axes.axhline(published.loss, color="black", linestyle=(0, (7, 4)), linewidth=1, label=lowest)
     number = None if published is None else published.loss_figure
     axes.set_title(f"Published figure {number}: {_plain(label)}" if number else _plain(label), fontsize=10)
-    top = max(run.validation("loss", reading).max() for run in runs for reading in run.reading_names)
+    top = max(run.validation("loss", reading).max() for run in runs for reading in readings)
     if top > 1.5:  # else the early losses of momentum 0.001 flatten all others
         axes.set_ylim(0, 1.5)
         axes.text(0.99, 0.97, f"highest: {top:.1f}", transform=axes.transAxes, ha="right", va="top", fontsize=8)

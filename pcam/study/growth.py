@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
+from jaxtyping import Float64
 
 from pcam.evaluation.seeds import Inference, infer_arm
 from pcam.evaluation.statistics import delong_covariance
@@ -19,13 +20,16 @@ class Fit:
 
     Args:
         label: The label of the series.
-        aurocs: The AUROC of each seed, by the number of training patches.
+        aurocs: The AUROC of each seed, by the number of training patches, in ascending order.
         slope: The exponent: negative where more patches help.
+        departure: The exponent of the last step alone, between the two largest numbers of patches, minus `slope`: above
+            0 where that step brought less than the law says. None where there are only two numbers.
     """
 
     label: str
     aurocs: Mapping[int, list[float]]
     slope: Inference
+    departure: Inference | None
 
     def change(self) -> tuple[float, float, float]:
         """The share by which twice as many patches change 1 - AUROC, with the ends of its interval."""
@@ -43,7 +47,8 @@ def fit_growths(plan: Plan, results: Results) -> list[Fit]:
     """Fit each series of a study of which at least two numbers of patches are done at the same seeds.
 
     For each seed, log(1 - AUROC) is fitted against log(patches) by least squares. The mean exponent has an interval
-    that counts patches (by the delta method from DeLong's covariance) and seeds.
+    that counts patches (by the delta method from DeLong's covariance) and seeds. So has the departure of the last step
+    from the law, which says whether the law may be followed further.
 
     Args:
         plan: The study.
@@ -57,7 +62,8 @@ def fit_growths(plan: Plan, results: Results) -> list[Fit]:
     """
     fits = []
     for growth in plan.growths:
-        sizes = {name: size for name, size in plan.train_patches(growth).items() if name in results}
+        of_arms = sorted(plan.train_patches(growth).items(), key=lambda found: found[1])
+        sizes = {name: size for name, size in of_arms if name in results}
         seeds = sorted(set.intersection(*(set(results[name]) for name in sizes))) if sizes else []
         if len(sizes) < 2 or not seeds:
             continue
@@ -65,15 +71,27 @@ def fit_growths(plan: Plan, results: Results) -> list[Fit]:
         logits = np.stack([run.logits(MAIN_READING) for run in runs])
         aurocs, covariance = delong_covariance(runs[0].labels, logits, runs[0].units)
         errors = _errors(aurocs)
-        of_logs = covariance / np.outer(errors, errors)
         shape = (len(sizes), len(seeds))
+        of_logs = (covariance / np.outer(errors, errors)).reshape(*shape, *shape)
         logs = np.log(list(sizes.values()))
         weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
-        slopes = weights @ np.log(errors).reshape(shape)
-        of_slopes = np.einsum("i,j,isjt->st", weights, weights, of_logs.reshape(*shape, *shape))
+        last = np.array([*[0.0] * (len(logs) - 2), -1.0, 1.0]) / (logs[-1] - logs[-2])
+        slope, departure = (
+            _combine(combined, np.log(errors).reshape(shape), of_logs) for combined in (weights, last - weights)
+        )
         found = dict(zip(sizes.values(), aurocs.reshape(shape).tolist(), strict=True))
-        fits.append(Fit(growth.label, found, replace(infer_arm(slopes, of_slopes), bounds=(-inf, inf))))
+        fits.append(Fit(growth.label, found, slope, departure if len(sizes) > 2 else None))
     return fits
+
+
+def _combine(
+    weights: Float64[np.ndarray, " sizes"],
+    values: Float64[np.ndarray, "sizes seeds"],
+    covariance: Float64[np.ndarray, "sizes seeds sizes seeds"],
+) -> Inference:
+    """Infer the mean over seeds of a weighted sum over sizes."""
+    of_sums = np.einsum("i,j,isjt->st", weights, weights, covariance)
+    return replace(infer_arm(weights @ values, of_sums), bounds=(-inf, inf))
 
 
 def _errors(aurocs: np.ndarray) -> np.ndarray:

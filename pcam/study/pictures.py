@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pcam.atomic import atomic_path
-from pcam.study.analysis import Answer, Results, arm_mean
+from pcam.study.analysis import Answer, Results, arm_mean, is_about_lag, shown_readings
 from pcam.study.backbones import backbone_pictures
 from pcam.study.figures import (
     MOST_BANDS,
@@ -112,7 +112,8 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growt
             f"({interval_words(row.difference.interval())})"
             for row in rows
         )
-        caption = "The difference that each question is about, with its 95 % interval; grey: the margin of equivalence."
+        margin = "" if all(row.question.margin is None for row in rows) else "; grey: the margin of equivalence"
+        caption = f"The difference that each question is about, with its 95 % interval{margin}."
         pictures.append(Picture("forest", forest_figure(rows), caption, f"{numbers}."))
     if growths:
         caption = (
@@ -130,12 +131,12 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growt
         for arm, seeds in results.items()
         if plan.arms[arm].batch_norm_readings
     }
-    if lagging:
+    if lagging and is_about_lag(plan):
         caption = (
             "The validation loss of the same weights with three kinds of batch-norm statistics, at the last "
             "checkpoint. Small markers: each seed; large markers: their mean. A network that knows nothing has ln 2."
         )
-        numbers = "; ".join(f"{label}: {_reading_words(runs, 'loss')}" for label, runs in lagging.items())
+        numbers = "; ".join(f"{label}: {_reading_words(plan, runs, 'loss')}" for label, runs in lagging.items())
         pictures.append(Picture("readings", readings_figure(lagging), caption, f"{numbers}."))
     panels = _published_panels(plan, results)
     if panels:
@@ -157,14 +158,15 @@ def draw_pictures(plan: Plan, results: Results, answers: Sequence[Answer], growt
         if published is not None and published.roc_figure is not None:
             caption = f"Published figure {published.roc_figure} again, at the last checkpoint: {label}."
             figure = published_roc_figure(label, runs, published)
-            alternative = f"ROC curves of {label}; {_reading_words(runs, 'auroc')}."
+            alternative = f"ROC curves of {label}; {_reading_words(plan, runs, 'auroc')}."
             pictures.append(Picture(f"roc_{arm}", figure, caption, alternative))
         if plan.arms[arm].command == "probe":  # what it logs are strengths of a penalty, or epochs of one layer
             continue
         again = f"Published figure {published.loss_figure} again: l" if published and published.loss_figure else "L"
         caption = f"{again}osses of {label}. Thin lines: each seed; thick lines: their mean."
-        alternative = f"Losses of {label} over steps. At the last step: {_reading_words(runs, 'loss')}."
-        pictures.append(Picture(f"loss_{arm}", loss_figure(label, runs, published), caption, alternative))
+        alternative = f"Losses of {label} over steps. At the last step: {_reading_words(plan, runs, 'loss')}."
+        figure = loss_figure(label, runs, shown_readings(plan, runs[0]), published)
+        pictures.append(Picture(f"loss_{arm}", figure, caption, alternative))
     return pictures
 
 
@@ -187,7 +189,7 @@ def _published_panels(plan: Plan, results: Results) -> dict[Metric, dict[str, li
     return panels if any(panels.values()) else {}
 
 
-def _reading_words(runs: Sequence[RunResult], metric: Metric) -> str:
-    names = runs[0].reading_names
+def _reading_words(plan: Plan, runs: Sequence[RunResult], metric: Metric) -> str:
+    names = shown_readings(plan, runs[0])
     values = {reading: np.mean([run.metrics(reading)[metric] for run in runs]) for reading in names}
     return ", ".join(f"{METRIC_NAMES[metric]} {value:.3f} {names[reading]}" for reading, value in values.items())

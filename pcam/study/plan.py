@@ -275,7 +275,7 @@ class Plan:
         source: The publication, or what the study is about, as the report prints it.
         published: What a publication reports of arms, by the name of the arm; empty if there is none.
         published_tables: The tables of that publication that compare two arms.
-        note: What a reader must know of how the questions were chosen, as the report prints it; empty for nothing.
+        note: What a reader must know of the answers, such as how the questions were chosen; empty for nothing.
         conclusions: What the publication concluded, each with what this study says of it.
         growths: How AUROC grows with the number of training patches, in these series of arms.
         published_results: What others report of networks of theirs, printed beside the arms in the same metric.

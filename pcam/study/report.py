@@ -19,6 +19,7 @@ from pcam.study.analysis import (
     find_missing,
     measure_lags,
     number_tables,
+    shown_readings,
 )
 from pcam.study.growth import fit_growths
 from pcam.study.pages import Block, picture_block, render_html, render_markdown, table_block
@@ -141,7 +142,7 @@ def _context(
         "patches": f"{len(run.labels):,}",
         "tumour": f"{100 * run.labels.mean():.1f} %",
         "units": f"{len(set(run.units)):,} {'slides' if run.slides_known else 'groups of identical patches'}",
-        "train_patches": f"{run.record['train_patches']:,}",
+        "train_patches": _train_patches_words(results),
         "fingerprint": run.record["data_fingerprint"],
         "slides_known": run.slides_known,
         "files": Block(", ".join(f"`{name}.csv`" for name in tables)),
@@ -191,7 +192,7 @@ def _arms_table(plan: Plan, results: Results) -> Block:
     rows = []
     for arm, seeds in results.items():
         runs = list(seeds.values())
-        for reading, name in runs[0].reading_names.items():
+        for reading, name in shown_readings(plan, runs[0]).items():
             mean = arm_mean(runs, reading)
             spread = [spread_words([run.metrics(reading)[metric] for run in runs]) for metric in METRICS]
             words = [
@@ -239,7 +240,6 @@ def _published_table(plan: Plan, results: Results) -> Block:
 
 def _elsewhere_tables(plan: Plan, results: Results) -> list[Block]:
     """Rank what others report among the arms, in one table for each metric that they report."""
-    trained = sorted({run.record["train_patches"] for seeds in results.values() for run in seeds.values()})
     tables = []
     for metric in dict.fromkeys(result.metric for result in plan.published_results):
         rows = [
@@ -256,7 +256,7 @@ def _elsewhere_tables(plan: Plan, results: Results) -> list[Block]:
         name = METRIC_NAMES[metric]
         caption = (
             f"{name[0].upper()}{name[1:]}: what others published, and ours, the best first. Ours were trained on "
-            f"{' or '.join(f'{count:,}' for count in trained)} of the {OFFICIAL_TRAIN_PATCHES:,} training patches of "
+            f"{_train_patches_words(results)} of the {OFFICIAL_TRAIN_PATCHES:,} training patches of "
             f"PatchCamelyon and measured on {plan.split}: means over seeds, with intervals that count patches and "
             f"seeds; with one seed, patches only. Published values are as their sources have them; where patches or "
             f"protocol differ from ours, so do the values."
@@ -321,6 +321,13 @@ def _conditions_table(plan: Plan, results: Results) -> Block:
         ["arm", "seed", "steps", "passes", "seconds", "device", "threads", "versions", "commit"],
         rows,
     )
+
+
+def _train_patches_words(results: Results) -> str:
+    """List the numbers of patches that runs were trained on, as "500, 5,000 or 20,000"."""
+    numbers = sorted({run.record["train_patches"] for seeds in results.values() for run in seeds.values()})
+    *others, last = [f"{number:,}" for number in numbers]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _how(plan: Plan, arm: str, reading: Reading) -> str:

@@ -207,16 +207,31 @@ def missing_words(plan: Plan, missing: Missing) -> str:
 
 
 def growth_words(fit: Fit) -> str:
-    """Say what more training patches bring, and what twice the most would bring if it went on so."""
+    """Say what more training patches bring, and what twice the most would bring if the law held on."""
     share, low, high = fit.change()
-    most = max(fit.aurocs)
-    gain = fit.predict(2 * most) - fit.predict(most)
-    change = f"twice as many patches changed what AUROC lacks to 1 by {share:+.0%} ({low:+.0%} to {high:+.0%})"
+    *_, before, most = fit.aurocs
     if low < 0 < high:
-        return f"{fit.label}: these runs do not show whether more patches help; {change}."
+        return (
+            f"{fit.label}: these runs do not show whether more patches help; each doubling of their number may have "
+            f"changed 1 - AUROC by anything from {100 * low:+.0f} % to {100 * high:+.0f} %."
+        )
+    sizes = sorted(abs(100 * value) for value in (low, high))
+    law = (
+        f"{fit.label}: each doubling of the number of patches {'lowered' if share < 0 else 'raised'} 1 - AUROC, what "
+        f"is missing to a perfect ranking, by {abs(100 * share):.0f} % ({sizes[0]:.0f} % to {sizes[1]:.0f} %)."
+    )
+    off = (0.0, 0.0) if fit.departure is None else fit.departure.interval()
+    if off[0] > 0 or off[1] < 0:
+        seen = float(np.mean(fit.aurocs[most]) - np.mean(fit.aurocs[before]))
+        return (
+            f"{law} But this does not hold to the end: from {before:,} to {most:,} patches, AUROC changed by "
+            f"{signed(seen)}, where this law says {signed(fit.predict(most) - fit.predict(before))}. So what more "
+            f"patches would bring is not known."
+        )
+    gain = fit.predict(2 * most) - fit.predict(most)
     return (
-        f"{fit.label}: {change}. If it goes on so, {2 * most:,} patches in place of {most:,} change AUROC by "
-        f"{signed(gain)}."
+        f"{law} If it goes on so, {2 * most:,} patches in place of {most:,} {'raise' if gain > 0 else 'lower'} AUROC "
+        f"by {amount(gain)}."
     )
 
 

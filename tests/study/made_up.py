@@ -49,6 +49,7 @@ def make_run(
     shifted_signal: float | None = None,
     slides: list[str] | None = None,
     plan: Plan = PLAN,
+    train_patches: int = 200,
 ) -> None:
     """Write what measuring leaves; higher signals separate the classes better."""
     rng = np.random.default_rng(0)
@@ -78,7 +79,8 @@ def make_run(
         readings["stain_shifted"] = predictions((2.0 * labels - 1) * shifted_signal + 0.9 * shared + 0.1 * noise)
         curves["val_shifted/loss"] = [0.9, 0.8]
     facts = {
-        "digest": plan.arms[run.arm].digest(), "split": "valid", "step": 10, "batch_size": 32, "train_patches": 200,
+        "digest": plan.arms[run.arm].digest(), "split": "valid", "step": 10, "batch_size": 32,
+        "train_patches": train_patches,
         "passes": 1.6, "data_fingerprint": "abc", "seconds": 1.5,
         "environment": {
             "python": "3.11", "packages": {"torch": "2.15", "lightning": "2.6"}, "device": "cpu", "threads": 2,

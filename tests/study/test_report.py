@@ -141,6 +141,26 @@ def test_a_label_can_break_neither_page_nor_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # takes some seconds
+def test_a_page_shows_no_more_than_its_study_asks_of(tmp_path: Path) -> None:
+    plan = replace(PLAN, questions=[PLAN.questions[0]], published={}, published_tables=[])
+    made = StudyFolder(tmp_path)
+    make_run(made, Run("poor", 1), 0.1, plan=plan, train_patches=500)
+    make_run(made, Run("good", 1), 1.0, plan=plan, train_patches=20_000)
+    write_report(plan, made)
+    text = (made.report / "report.md").read_text()
+    assert "momentum 0.1 (PyTorch's)" in text
+    for about_the_lag in ("momentum 0.001", "readings.svg", "three kinds"):
+        assert about_the_lag not in text
+    assert "margin of equivalence" not in text
+    assert "trained on 500 or 20,000 patches" in text
+    missing = [line for line in text.splitlines() if "not trained yet" in line]
+    assert [line[4:].partition(",")[0] for line in missing] == [
+        "good network", "the same again", "poor network", "absent network",
+    ]  # fmt: skip
+    assert "momentum_0.001" in (made.report / "arms.csv").read_text()  # the tables have every number
+
+
+@pytest.mark.slow  # takes some seconds
 def test_a_page_shows_the_figures_of_an_arm_whatever_its_name(tmp_path: Path) -> None:
     arms = {"my arm (1)": PLAN.arms["good"]}
     plan = replace(PLAN, arms=arms, questions=[], published={}, published_tables=[], conclusions=[])
