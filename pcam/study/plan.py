@@ -47,9 +47,9 @@ class Arm:
         overrides: Options of training that differ from the config, such as `trainer.max_steps: 13500`, or the options
             of a probe.
         batch_norm_readings: Whether to evaluate the network with three kinds of batch-norm statistics; it must have
-            batch norm that is not frozen. If false, it is evaluated as it was trained.
-        seeds: The random seeds that this arm is trained with, as for an arm that takes very long; null takes those of
-            the study.
+            batch norm that is not frozen. If false, it is evaluated as it was trained. A page shows what those of
+            momentum 0.001 say only if the study asks of them or repeats a publication; the tables always do.
+        seeds: The random seeds of this arm, such as fewer of one that takes very long; null takes the study's.
         command: "train" trains the network; "probe" learns a linear unit on its embeddings, as `pcam probe` does.
     """
 
