@@ -1,11 +1,11 @@
-"""Names as a terminal may show them, names that a user may have meant, and a terminal that reads no more."""
+"""Words for a terminal: printable names, lists, names that a user may have meant; and a terminal that reads no more."""
 
 import os
 import select
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, Literal
 
 STDOUT: Final = 1
 """The number of standard output."""
@@ -27,6 +27,20 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
+
+
+def joined(words: Iterable[str], last: Literal["and", "or"]) -> str:
+    """Join words as a sentence has them.
+
+    Args:
+        words: At least one.
+        last: What stands before the last of several.
+
+    Returns:
+        Such as "a", "a or b" or "a, b or c".
+    """
+    *others, end = words
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def similar_names(found: str, known: Iterable[str], otherwise: str, *, likeness: float = 0.6) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+from pcam.terminal import joined
+
 _KINDS: Final = {
     "int": "a whole number",
     "float": "a number",
@@ -84,8 +86,7 @@ def _restricted(message: str) -> tuple[str, str] | None:
 
 
 def _either(words: Iterable[str]) -> str:
-    *others, last = dict.fromkeys(words)
-    return f"{', '.join(others)} or {last}" if others else last
+    return joined(dict.fromkeys(words), "or")
 
 
 def _in_words(kind: str) -> list[str]:

@@ -11,8 +11,8 @@ import pcam
 PACKAGE = Path(pcam.__file__).parent
 
 LAYERS = [
-    ["errors", "messages", "options", "memory", "terminal", "wrong_values"],
-    ["atomic", "patches", "extras", "checkpoint_file", "device"],
+    ["errors", "messages", "options", "memory", "terminal"],
+    ["atomic", "patches", "extras", "checkpoint_file", "device", "wrong_values"],
     ["shipped", "run_options", "outputs", "yaml_files", "published", "optical_density"],
     ["run_folder"],
     ["door", "resuming"],

@@ -42,6 +42,7 @@ from pcam.study.sentences import (
     seeds_words,
     spread_words,
 )
+from pcam.terminal import joined
 
 OFFICIAL_TRAIN_PATCHES: Final = 262_144
 """The training patches of PatchCamelyon in its official form, on which most published networks were trained."""
@@ -326,8 +327,7 @@ def _conditions_table(plan: Plan, results: Results) -> Block:
 def _train_patches_words(results: Results) -> str:
     """List the numbers of patches that runs were trained on, as "500, 5,000 or 20,000"."""
     numbers = sorted({run.record["train_patches"] for seeds in results.values() for run in seeds.values()})
-    *others, last = [f"{number:,}" for number in numbers]
-    return f"{', '.join(others)} or {last}" if others else last
+    return joined([f"{number:,}" for number in numbers], "or")
 
 
 def _how(plan: Plan, arm: str, reading: Reading) -> str:

@@ -21,7 +21,7 @@ from pcam.data.layouts.tables import checked_labels, listed
 from pcam.errors import UserError
 from pcam.options import SplitName
 from pcam.patches import PatchArray
-from pcam.terminal import printable
+from pcam.terminal import joined, printable
 
 SPLITS: Final[dict[str, SplitName]] = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test",
@@ -200,8 +200,7 @@ def _check_columns(schema: pa.Schema, needed: Sequence[str], path: Path) -> None
     names: list[str] = schema.names
     if not set(needed) <= set(names):
         raise UserError(
-            f"Expected the columns {', '.join(needed[:-1])} and {needed[-1]} in {path}, but found {listed(names)}; "
-            f"rename them."
+            f"Expected the columns {joined(needed, 'and')} in {path}, but found {listed(names)}; rename them."
         )
     for name in needed:
         if names.count(name) > 1:
