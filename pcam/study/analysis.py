@@ -16,7 +16,7 @@ from pcam.errors import UserError
 from pcam.evaluation.metrics import Cuts, cross_entropy
 from pcam.evaluation.seeds import Inference, compare_arms, holm, infer_arm
 from pcam.evaluation.statistics import LEVEL, delong_covariance, mean_covariance, resample_units
-from pcam.study.plan import Metric, Plan, Question
+from pcam.study.plan import Metric, Plan, Question, Run
 from pcam.study.readings import MAIN_READING, PUBLISHED_READING, Reading
 from pcam.study.results import METRICS, RunResult
 from pcam.study.runner import StudyFolder
@@ -155,7 +155,7 @@ def collect_results(plan: Plan, folder: StudyFolder) -> Results:
 def find_missing(plan: Plan, folder: StudyFolder) -> list[Missing]:
     """List the runs that are not done, those of an arm with the same reason together."""
     seeds: dict[tuple[str, str | None], list[int]] = {}
-    for run in sorted(plan.runs(), key=lambda run: list(plan.arms).index(run.arm)):
+    for run in (Run(arm, seed) for arm in plan.arms for seed in plan.seeds_of(arm)):
         if not folder.results.is_done(run):
             failure = folder.failure(run)
             reason = failure.read_text(encoding="utf-8").strip() if failure.exists() else None

@@ -36,6 +36,13 @@ class Fit:
         low, high = self.slope.interval()
         return 2**self.slope.estimate - 1, 2**low - 1, 2**high - 1
 
+    def departs(self) -> bool:
+        """Whether the last step brought more or less than the law says, surely enough."""
+        if self.departure is None:
+            return False
+        low, high = self.departure.interval()
+        return low > 0 or high < 0
+
     def predict(self, patches: float) -> float:
         """Give the AUROC of a number of training patches by the fitted law."""
         logs = np.log(list(self.aurocs))
@@ -62,8 +69,8 @@ def fit_growths(plan: Plan, results: Results) -> list[Fit]:
     """
     fits = []
     for growth in plan.growths:
-        of_arms = sorted(plan.train_patches(growth).items(), key=lambda found: found[1])
-        sizes = {name: size for name, size in of_arms if name in results}
+        ascending = sorted(plan.train_patches(growth).items(), key=lambda found: found[1])
+        sizes = {name: size for name, size in ascending if name in results}
         seeds = sorted(set.intersection(*(set(results[name]) for name in sizes))) if sizes else []
         if len(sizes) < 2 or not seeds:
             continue
@@ -73,14 +80,14 @@ def fit_growths(plan: Plan, results: Results) -> list[Fit]:
         errors = _errors(aurocs)
         shape = (len(sizes), len(seeds))
         of_logs = (covariance / np.outer(errors, errors)).reshape(*shape, *shape)
-        logs = np.log(list(sizes.values()))
+        log_errors, logs = np.log(errors).reshape(shape), np.log(list(sizes.values()))
         weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
-        last = np.array([*[0.0] * (len(logs) - 2), -1.0, 1.0]) / (logs[-1] - logs[-2])
-        slope, departure = (
-            _combine(combined, np.log(errors).reshape(shape), of_logs) for combined in (weights, last - weights)
-        )
+        slope, departure = _combine(weights, log_errors, of_logs), None
+        if len(sizes) > 2:
+            last = np.array([*[0.0] * (len(sizes) - 2), -1.0, 1.0]) / (logs[-1] - logs[-2])
+            departure = _combine(last - weights, log_errors, of_logs)
         found = dict(zip(sizes.values(), aurocs.reshape(shape).tolist(), strict=True))
-        fits.append(Fit(growth.label, found, slope, departure if len(sizes) > 2 else None))
+        fits.append(Fit(growth.label, found, slope, departure))
     return fits
 
 

@@ -21,6 +21,7 @@ from pcam.study.readings import (
     share_of_start,
 )
 from pcam.study.results import METRICS
+from pcam.terminal import joined
 
 METRIC_MEANINGS: Final[Mapping[Metric, str]] = {
     "loss": "Loss is how far the scores are from the labels: ln 2 = .693 is that of a network that knows nothing, and "
@@ -220,8 +221,7 @@ def growth_words(fit: Fit) -> str:
         f"{fit.label}: each doubling of the number of patches {'lowered' if share < 0 else 'raised'} 1 - AUROC, what "
         f"is missing to a perfect ranking, by {abs(100 * share):.0f} % ({sizes[0]:.0f} % to {sizes[1]:.0f} %)."
     )
-    off = (0.0, 0.0) if fit.departure is None else fit.departure.interval()
-    if off[0] > 0 or off[1] < 0:
+    if fit.departs():
         seen = float(np.mean(fit.aurocs[most]) - np.mean(fit.aurocs[before]))
         return (
             f"{law} But this does not hold to the end: from {before:,} to {most:,} patches, AUROC changed by "
@@ -250,12 +250,11 @@ def lag_words(results: Results, lags: Sequence[Lag]) -> str:
     """Say how much of the statistics before training is left in those of the published study's momentum."""
     steps = sorted({run.record["step"] for lag in lags for run in results[lag.arm].values()})
     shares = [f"{_share_words(share_of_start(number))} after {number:,} steps" for number in steps]
-    listed = " and ".join(filter(None, [", ".join(shares[:-1]), shares[-1]]))
     momentum = READING_MOMENTA[PUBLISHED_READING]
     return (
         f"With the published study's momentum, {1 - momentum:g} in Keras's convention and {momentum:g} in PyTorch's, "
         f"the statistics that evaluation uses follow the network slowly: of what they were before training, "
-        f"{listed} {'are' if len(shares) > 1 else 'is'} still in them."
+        f"{joined(shares, 'and')} {'are' if len(shares) > 1 else 'is'} still in them."
     )
 
 

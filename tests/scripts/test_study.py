@@ -135,8 +135,9 @@ def test_a_study_that_is_stopped_goes_on_bit_for_bit(plan: Path, patch_root: Pat
     metrics = run / "metrics.csv"
     for number in (signal.SIGINT, signal.SIGHUP):
         logged = metrics.stat().st_size if metrics.exists() else 0
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen([*command, "--shard", "1/3"], text=True, **pipes)
+        process = subprocess.Popen(
+            [*command, "--shard", "1/3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if metrics.exists() and metrics.stat().st_size > logged:
